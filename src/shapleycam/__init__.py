@@ -1,0 +1,77 @@
+"""What did an image classifier look at, and can the answer be believed?
+
+Class activation maps as Shapley values of a game between positions (Cai 2025, arXiv:2501.06261). The public names are
+resolved on first use, so that `import shapleycam` imports nothing slow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .explanation import Explanation, ImageWarning, explain
+    from .measurement import Measurements, measure
+    from .network.cut import TargetLayer, layers
+    from .network.pictures import PictureError, read_picture
+    from .network.preprocess import Preprocess
+    from .network.weights import WeightsError
+    from .network.zoo import ZOO, Model, load_model
+    from .render import overlay, sheet
+    from .theory import metrics
+    from .theory.baselines import BASELINES
+    from .theory.cams import METHODS, SETS
+    from .theory.utility import UTILITIES
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "measurement": ("Measurements", "measure"),
+    "theory.baselines": ("BASELINES",),
+    "explanation": ("Explanation", "ImageWarning", "explain"),
+    "network.cut": ("TargetLayer", "layers"),
+    "network.pictures": ("PictureError", "read_picture"),
+    "network.preprocess": ("Preprocess",),
+    "network.weights": ("WeightsError",),
+    "network.zoo": ("Model", "ZOO", "load_model"),
+    "render": ("overlay", "sheet"),
+    "theory.cams": ("METHODS", "SETS"),
+    "theory.utility": ("UTILITIES",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BASELINES",
+    "METHODS",
+    "SETS",
+    "UTILITIES",
+    "ZOO",
+    "Explanation",
+    "ImageWarning",
+    "Measurements",
+    "Model",
+    "PictureError",
+    "Preprocess",
+    "TargetLayer",
+    "WeightsError",
+    "explain",
+    "layers",
+    "load_model",
+    "measure",
+    "metrics",
+    "overlay",
+    "read_picture",
+    "sheet",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module(".theory.metrics", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module 'shapleycam' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

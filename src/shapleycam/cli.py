@@ -1,0 +1,170 @@
+"""The command line: each command calls one function. Nothing heavy is imported before a command runs."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from . import __version__
+
+app = App(
+    name="shapleycam",
+    help="What did an image classifier look at, and can the answer be believed?",
+    version=__version__,
+    help_format="plaintext",
+)
+
+
+@app.command
+def explain(
+    *pictures: Path,
+    model: str = "efficientnet_lite0",
+    weights: str | None = None,
+    methods: str = "ShapleyCAM",
+    layer: str = "gap",
+    utility: str = "rest",
+    target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    top: int = 1,
+    preprocess: Literal["own", "paper"] = "own",
+    out: Path = Path("out"),
+    batch: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+) -> int:
+    """Write heatmaps of pictures: a sheet, overlays, arrays and facts, a folder a picture.
+
+    Parameters
+    ----------
+    pictures
+        Files of any format that Pillow reads.
+    model
+        A name that `shapleycam models` lists, any timm tag, or torchvision/NAME.
+    weights
+        A .safetensors or .pth file, or "random"; the published weights if not given.
+    methods
+        Names that `shapleycam methods` lists, with commas, or "paper" or "all".
+    layer
+        "gap", "conv", or a name that `shapleycam layers MODEL` lists.
+    utility
+        rest, pre-softmax, post-softmax or log-softmax.
+    target
+        The class to explain: an index, a wnid, a class name, or "least"; the predicted class if not given.
+    top
+        Explain this many of the likeliest classes, each in a folder of its own.
+    preprocess
+        The network's own preprocessing, or the paper's.
+    out
+        The folder to write to.
+    batch
+        Pictures that run through the network together.
+    seed
+        Of RandomCAM, and of random weights.
+    device
+        cpu, cuda, cuda:1, mps, ...
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    from .gallery import write_explanations
+    from .network.zoo import load_model
+
+    if not pictures:
+        raise ValueError("no picture was given; name one or more files: shapleycam explain cat.jpg")
+    loaded = load_model(model, weights=weights, preprocess=preprocess, seed=seed, device=device)
+    written = write_explanations(
+        loaded,
+        pictures,
+        out,
+        methods=[method.strip() for method in methods.split(",")],
+        layer=layer,
+        utility=utility,
+        target=target,
+        top=top,
+        seed=seed,
+        batch=batch,
+    )
+    failed = 0
+    many = len(pictures) > 4
+    for one in track(
+        written, "explaining", len(pictures) * top, console=Console(stderr=True), disable=not many, transient=True
+    ):
+        failed += one.failed
+        (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
+    if failed:
+        sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
+    return int(failed > 0)
+
+
+@app.command
+def models() -> int:
+    """List the zoo: name, parameters, input, the two target layers, where the weights come from."""
+    from .network.zoo import ZOO
+
+    rows = [
+        (name, f"{e.parameters / 1e6:.1f} M", f"{e.size} x {e.size}", e.gap, e.conv, e.origin)
+        for name, e in ZOO.items()
+    ]
+    return _table(("model", "parameters", "input", "gap", "conv", "weights"), rows)
+
+
+@app.command
+def methods() -> int:
+    """List the methods: name, equation, order, source."""
+    from .theory.cams import METHODS
+
+    rows = [(m.name, m.equation, m.order, m.source) for m in METHODS.values()]
+    return _table(("method", "equation", "order", "source"), rows)
+
+
+@app.command
+def layers(model: str, *, weights: str | None = "random") -> int:
+    """List the layers of a model that can be a target: name and shape, in the order in which they run.
+
+    Parameters
+    ----------
+    model
+        A name that `shapleycam models` lists, any timm tag, or torchvision/NAME.
+    weights
+        As in `explain`; random by default, since they do not matter here.
+    """
+    import torch
+
+    from .network.cut import layers as find_layers
+    from .network.zoo import load_model
+
+    loaded = load_model(model, weights=weights)
+    marks = {name: mark for mark, name in loaded.layers.items()}
+    found = find_layers(loaded.module, torch.zeros(1, 3, *loaded.input_size))
+    rows = [(t.name, f"{t.maps} x {t.positions[0]} x {t.positions[1]}", t.layout, marks.get(t.name, "")) for t in found]
+    return _table(("layer", "maps x positions", "layout", "known as"), rows)
+
+
+def main() -> None:
+    """Run a command; what the user can mend ends in one line on stderr and exit code 1, without a traceback."""
+    try:
+        code = app(result_action="return_value")
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if type(error) is RuntimeError or "--debug" in sys.argv:
+            raise
+        sys.stderr.write(f"shapleycam: {error}\n")
+        code = 1
+    except KeyboardInterrupt:
+        sys.stderr.write("shapleycam: interrupted\n")
+        code = 130
+    sys.exit(code)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a pipe has no width: nothing is to be folded there
+        console.width = 200
+    console.print(table)
+    return 0

@@ -1,0 +1,199 @@
+"""Pictures explained into a folder: sheets and overlays to look at, arrays and facts to work with."""
+
+import json
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .explanation import Explanation, explain
+from .network.pictures import PictureError
+from .network.zoo import Model
+from .render import overlay, sheet
+from .theory.cams import nearest
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one picture."""
+
+    picture: Path
+    line: str
+    """For a person: class, probability, layer; or why it failed."""
+    failed: bool = False
+
+
+def write_explanations(
+    model: Model,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    methods: Sequence[str],
+    layer: str = "gap",
+    utility: str = "rest",
+    target: str | None = None,
+    top: int = 1,
+    seed: int = 0,
+    batch: int = 8,
+) -> Iterator[Written]:
+    """Explain pictures into `out`, a folder for each: yields as they are written, in their order.
+
+    A folder holds `sheet.png`, a PNG and an NPZ (heatmap, explanation) a method, and `explanation.json`; with `top` above 1 one
+    such folder for each of the likeliest classes. A picture that cannot be read is reported and does not stop the others.
+
+    Raises
+    ------
+    ValueError
+        For an unknown target, or both `target` and `top`.
+    OSError
+        When `out` cannot be written.
+    """
+    if target is not None and top != 1:
+        raise ValueError("give a target or a number of likeliest classes, not both")
+    if not 1 <= top <= len(model.class_names):
+        raise ValueError(f"top is {top}, expected a number of classes from 1 to {len(model.class_names)}")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, expected a number of pictures, at least 1")
+    wanted = find_target(model, target)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{str(out)!r} is a file; name a folder to write to, it is made if need be")
+    out.mkdir(parents=True, exist_ok=True)
+    folders = _folders(pictures)
+    for start in range(0, len(pictures), batch):
+        some = pictures[start : start + batch]
+        read = [_read(model, picture) for picture in some]
+        images = [image for image in read if isinstance(image, Tensor)]
+        found = _explain(model, images, methods, layer, utility, wanted, top, seed) if images else []
+        places = iter(range(len(images)))
+        for picture, folder, image in zip(some, folders[start:], read, strict=False):
+            if isinstance(image, PictureError):
+                yield Written(picture, str(image), failed=True)
+                continue
+            place = next(places)
+            for rank, explained in enumerate(found):
+                inner = f"{rank + 1}-{_slug(model.class_names[int(explained.targets[place])])}" if top > 1 else ""
+                yield Written(picture, _write(model, explained[place], picture, out / folder / inner, seed))
+
+
+def find_target(model: Model, target: str | None) -> int | str | None:
+    """A class index from an index, a WordNet identifier or a class name; None and "least" as they are.
+
+    Raises
+    ------
+    ValueError
+        For a name that no class or several classes have.
+    """
+    if target is None or target == "least":
+        return target
+    if re.fullmatch("-?[0-9]+", target):
+        if not 0 <= int(target) < len(model.class_names):
+            raise ValueError(
+                f"target {target} is out of range; {model.name} has classes 0 to {len(model.class_names) - 1}"
+            )
+        return int(target)
+    if model.wnids and target in model.wnids:
+        return model.wnids.index(target)
+    named = [index for index, name in enumerate(model.class_names) if name.lower() == target.lower()]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        choice = " or ".join(f"{index} ({model.wnids[index]})" if model.wnids else str(index) for index in named)
+        raise ValueError(f"several classes are called {target!r}: give {choice}")
+    raise ValueError(f"unknown target {target!r}, no index, wnid or class name; {nearest(target, model.class_names)}")
+
+
+def _read(model: Model, picture: Path) -> Tensor | PictureError:
+    try:
+        return model.preprocess(picture)
+    except PictureError as error:
+        return error
+
+
+def _explain(
+    model: Model,
+    images: Sequence[Tensor],
+    methods: Sequence[str],
+    layer: str,
+    utility: str,
+    target: int | str | None,
+    top: int,
+    seed: int,
+) -> list[Explanation]:
+    device = next(model.module.parameters()).device
+    batch = torch.cat(list(images)).to(device)
+    first = explain(model, batch, methods=methods, layer=layer, utility=utility, targets=target, seed=seed)
+    likeliest = first.logits.topk(top, 1).indices
+    return [first] + [
+        explain(model, batch, methods=methods, layer=layer, utility=utility, targets=likeliest[:, rank], seed=seed)
+        for rank in range(1, top)
+    ]
+
+
+def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: int) -> str:
+    """The files of one picture, whose explanation is a batch of one; gives the line to say of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    overlays = {method: tiles[0] for method, tiles in overlay(out, [picture]).items()}
+    for method, tile in overlays.items():
+        tile.save(folder / f"{method}.png")
+        np.savez_compressed(
+            folder / f"{method}.npz",
+            heatmap=out.heatmaps[method][0].float().cpu().numpy(),
+            explanation=out.explanations[method][0].cpu().numpy(),
+        )
+    facts = _facts(model, out, picture, seed)
+    target = facts["target"]
+    said = f"{picture.name}: {target['name']} ({target['index']}), probability {target['probability']:.4f}"
+    title = f"{said}\n{model.name}, {out.layer}, {out.utility}"
+    sheet([("picture", model.preprocess.crop(picture)), *overlays.items()], title).save(folder / "sheet.png")
+    (folder / "explanation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return "\n  warning: ".join([f"{said}, layer {out.layer.name} -> {folder}", *facts["warnings"]])
+
+
+def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str, Any]:
+    probabilities = out.logits[0].double().softmax(0)
+
+    def one(index: int) -> dict[str, Any]:
+        wnid = {"wnid": model.wnids[index]} if model.wnids else {}
+        return {"index": index, **wnid, "name": model.class_names[index], "probability": float(probabilities[index])}
+
+    return {
+        "picture": str(picture),
+        "model": model.name,
+        "weights": {"origin": model.weights, "sha256": model.weights_hash},
+        "layer": {
+            "name": out.layer.name,
+            "layout": out.layer.layout,
+            "maps": out.layer.maps,
+            "positions": list(out.layer.positions),
+        },
+        "utility": out.utility,
+        "target": one(int(out.targets[0])),
+        "likeliest": [one(int(index)) for index in probabilities.topk(min(5, len(probabilities))).indices],
+        "methods": list(out.heatmaps),
+        "preprocess": asdict(model.preprocess),
+        "seed": seed,
+        "versions": {name: version(name) for name in ("shapleycam", "torch", "timm", "pillow")}
+        | {"python": platform.python_version()},
+        "warnings": [f"{w.method}: {w.message}" if w.method else w.message for w in out.warnings],
+    }
+
+
+def _folders(pictures: Sequence[Path]) -> list[str]:
+    """A folder name for each picture: its stem, numbered where several share it."""
+    names: dict[str, Path] = {}
+    for picture in pictures:
+        tried = chain([picture.stem], (f"{picture.stem}-{again}" for again in count(2)))
+        names[next(name for name in tried if name not in names)] = picture
+    return list(names)
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -1,0 +1,1 @@
+"""The only cutting and differentiating of networks; models and their weights; reading pictures."""

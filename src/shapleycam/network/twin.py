@@ -1,0 +1,144 @@
+"""A private copy of a module tree: the user's model gets no hook, no mode change and no lock."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+Hook = Callable[[nn.Module, Any, Any], Any]
+
+_STANDARD = tuple(vars(nn.Module()))
+"""The attributes that every module has, and has first."""
+_TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing")
+"""Off in the copy; a block that is run again to save memory runs out of sight of what makes attention differentiable."""
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_PLAIN = {bool, int, float, str, type(None), torch.Size}
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside torch.compile's and the data-parallel wrappers."""
+    while (inner := _WRAPPERS.get(type(module).__name__)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def twin(root: nn.Module, hooks: dict[nn.Module, Hook]) -> nn.Module:
+    """A copy of `root` in eval mode with `hooks` behind some of its modules, sharing all parameters and buffers.
+
+    Every module is copied, for a forward pass may write to any of them. Forward hooks are part of the model and stay;
+    backward hooks, which wait for gradients of the user's own, are left out, and so are torch.compile's wrappers, for
+    compiled code has no second derivative. Only ScriptModules, whose code cannot be reached, stay what they are.
+
+    Raises
+    ------
+    TypeError
+        When a ScriptModule would have to be copied, for a hook or for its training mode.
+    """
+    reached = _reached(root)
+    for module in (*reached, *hooks):
+        if isinstance(module, torch.jit.ScriptModule) and (module in hooks or module.training):
+            raise TypeError(
+                f"{type(module).__name__} is a ScriptModule, whose layers cannot be cut, nor its mode changed on a copy; "
+                "explain the module that it was scripted from"
+            )
+    copies = {m: object.__new__(type(m)) for m in reached if not isinstance(m, torch.jit.ScriptModule)}
+    for old, new in copies.items():
+        state = vars(new)
+        state.update(vars(old))
+        state["_parameters"] = {name: _normal(tensor) for name, tensor in state["_parameters"].items()}
+        state["_buffers"] = {name: _normal(tensor) for name, tensor in state["_buffers"].items()}
+        state["_modules"] = {name: _renewed(child, copies) for name, child in state["_modules"].items()}
+        for name in reached[old]:
+            state[name] = _renewed(_normal(state[name]), copies)
+        state["_backward_hooks"], state["_backward_pre_hooks"] = {}, {}
+        state["_forward_hooks"] = state["_forward_hooks"].copy()
+        state.update((name, False) for name in _TRAINING if name in state)
+        state["_compiled_call_impl"] = None
+    for old, hook in hooks.items():
+        mine = vars(copies[old])["_forward_hooks"]
+        mine[_hook_key(mine)] = hook
+    renewed: nn.Module = _renewed(root, copies)
+    return renewed
+
+
+def _renewed(value: Any, copies: dict[nn.Module, nn.Module]) -> Any:
+    """`value` with every module in it replaced by its copy; `value` itself where there is none."""
+    if isinstance(value, nn.Module):
+        return copies.get(inner := unwrap(value), inner)
+    if not any(module in copies for module in _modules_in(value)):
+        return value
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, _renewed(value.__self__, copies))
+    if isinstance(value, partial):
+        return partial(_renewed(value.func, copies), *_renewed(value.args, copies), **_renewed(value.keywords, copies))
+    if isinstance(value, dict):
+        renewed = value.copy()
+        renewed.update((key, _renewed(each, copies)) for key, each in value.items())
+        return renewed
+    parts = [_renewed(each, copies) for each in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def _modules_in(value: Any) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    queue = [value]
+    while queue:
+        each = queue.pop()
+        if type(each) in _PLAIN:
+            continue
+        if isinstance(each, nn.Module):
+            found.append(each)
+        elif isinstance(each, dict):
+            queue.extend(each.values())
+        elif isinstance(each, list | tuple | set):
+            queue.extend(each)
+        elif isinstance(each, MethodType):
+            queue.append(each.__self__)
+        elif isinstance(each, partial):
+            queue.extend((each.func, each.args, each.keywords))
+    return found
+
+
+def _reached(root: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module that `root` holds, as a submodule, in a list, or by a bound method, with its holding attributes."""
+    found: dict[nn.Module, list[str]] = {root: []}
+    queue = [root]
+    while queue:
+        holder = queue.pop()
+        reached = [unwrap(child) for child in holder._modules.values() if child is not None]
+        for name, value in _candidates(holder):
+            held = _modules_in(value)
+            reached += held
+            if held or isinstance(value, torch.Tensor):
+                found[holder].append(name)
+        for module in reached:
+            if module not in found:
+                found[module] = []
+                queue.append(module)
+    return found
+
+
+def _candidates(module: nn.Module) -> list[tuple[str, Any]]:
+    """The attributes of a module that may hold other modules, or tensors; all of a tree are asked, so quickly."""
+    state = vars(module)
+    orderly = tuple(islice(state, len(_STANDARD))) == _STANDARD
+    found = [
+        (name, value)
+        for name, value in islice(state.items(), len(_STANDARD) if orderly else 0, None)
+        if type(value) not in _PLAIN and not (type(value) is tuple and _PLAIN.issuperset(map(type, value)))
+    ]
+    return found + [(name, state[name]) for name in _HOOKS if state[name]]
+
+
+def _normal(value: Any) -> Any:
+    """A tensor that autograd may save: one made under inference mode is cloned."""
+    return value.clone() if isinstance(value, torch.Tensor) and value.is_inference() else value
+
+
+def _hook_key(hooks: dict[int, Any]) -> int:
+    return max(hooks, default=-1) + 1

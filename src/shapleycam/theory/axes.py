@@ -1,0 +1,14 @@
+"""Names for the shapes that travel through the library: b images, n maps, p positions, H W pixels, c classes."""
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+Images = Float[Tensor, "b channels H W"]
+Logits = Float[Tensor, "b c"]
+Targets = Int64[Tensor, " b"]
+Utilities = Float[Tensor, " b"]
+Maps = Float[Tensor, "b n *p"]
+Weights = Float[Tensor, "b n *#p"]
+"""As `Maps`, or one number for all positions of a map, (b, n, 1, ...)."""
+ExplanationMaps = Float[Tensor, "b *p"]
+Heatmaps = Float[Tensor, "b H W"]

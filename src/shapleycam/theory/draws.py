@@ -1,0 +1,49 @@
+"""Random numbers that depend on a key and nothing else: neither on the batch, nor the order, nor the device.
+
+A counter is scrambled as in SplitMix64 (Steele, Lea and Flood 2014), in integers that wrap around, so that a whole batch
+is drawn at once wherever its tensors are, and no generator has a state that could be left behind.
+"""
+
+from hashlib import blake2b
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from .axes import Images
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+
+
+def uniform(keys: Int64[Tensor, " b"], count: int, seed: int, stream: int = 0) -> Float[Tensor, "b count"]:
+    """`count` float32 numbers in [-1, 1) for each key; other seeds and streams give other numbers."""
+    start = _scramble(keys + _scramble(torch.tensor([_signed(seed)], device=keys.device)) + stream * 2**32)
+    bits = _scramble(start[:, None] + torch.arange(1, count + 1, device=keys.device) * _GOLDEN)
+    return _shift(bits, 40).to(torch.float32) / 2**23 - 1
+
+
+def checksums(images: Images) -> Int64[Tensor, " b"]:
+    """A key for each image, made of its values as float32."""
+    words = images.detach().to(torch.float32).flatten(1).contiguous().view(torch.int32).to(torch.int64)
+    places = torch.arange(1, words.shape[1] + 1, device=images.device) * _GOLDEN
+    return _scramble((_scramble(words + places)).sum(1))
+
+
+def key(name: str) -> int:
+    """A key for a name, as a signed 64-bit integer."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _scramble(bits: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:
+    bits = (bits ^ _shift(bits, 30)) * _signed(0xBF58476D1CE4E5B9)
+    bits = (bits ^ _shift(bits, 27)) * _signed(0x94D049BB133111EB)
+    return bits ^ _shift(bits, 31)
+
+
+def _shift(bits: Int64[Tensor, "..."], by: int) -> Int64[Tensor, "..."]:
+    shifted: Tensor = (bits >> by) & (2 ** (64 - by) - 1)
+    return shifted
+
+
+def _signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63

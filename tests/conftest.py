@@ -1,0 +1,30 @@
+"""What every test relies on: no network connection, no window, one thread, and shapes checked by beartype."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # else a missing weight file costs 47 s of retries
+os.environ["MPLBACKEND"] = "Agg"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("shapleycam", "beartype.beartype")  # sees only what is imported after it
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)  # one thread a worker: `pytest -n 2` on two cores
+
+settings.register_profile("shapleycam", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("shapleycam")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder ../shared/data beside the checkout: pictures and tables that do not ship with the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs the pictures and tables in ../shared/data, which do not ship with the project")
+    return folder
