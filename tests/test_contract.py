@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 from unchecked import library
 
 Explanation, explain, layers = library.Explanation, library.explain, library.layers
@@ -338,6 +338,27 @@ def test_call_that_raises_leaves_nothing_behind(name: str, surrounding: str) -> 
             explain(network, **arguments)
         inside.check()
     left.check()
+
+
+def test_settings_of_the_process_are_the_callers_during_the_call_too() -> None:
+    """Other threads would meet them, as they meet what `torch.nn.attention.sdpa_kernel` sets."""
+    network = attending()
+    of_all_threads = ("attention", "global hooks", "type and threads", "deterministic", "precision")
+    seen: list[list[object]] = []
+
+    def look(*args: Any) -> None:
+        seen.append([of_process()[name] for name in of_all_threads])
+
+    def utility(logits: Tensor, targets: Tensor) -> Tensor:
+        look()
+        return (logits**2).sum(1)
+
+    look()
+    network.conv.register_forward_pre_hook(look)
+    network.head.register_forward_hook(look)
+    explain(network, images(), layer="conv", utility=utility)
+    assert len(seen) == 4
+    assert all(each == seen[0] for each in seen)
 
 
 # Surroundings, types and wrappers

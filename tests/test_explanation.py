@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 from unchecked import library
 
 METHODS, UTILITIES, explain = library.METHODS, library.UTILITIES, library.explain

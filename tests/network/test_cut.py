@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from shapleycam.explanation import explain
 from shapleycam.network.cut import CutNetwork, Pass, TargetLayer, find_layout, layers
 from shapleycam.network.expand import expand
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 from shapleycam.theory.crg import Expansion
 from shapleycam.theory.utility import UTILITIES
 
@@ -290,6 +290,20 @@ def test_maps_and_gradients_do_not_see_what_is_written_into_them(write: str) -> 
     assert torch.equal(done.logits, logits)
     torch.testing.assert_close(expansion.gradient, slope)
     torch.testing.assert_close(expansion.hvp, curvature)
+
+
+def test_maps_do_not_see_what_is_written_into_the_tensor_that_the_layer_handed_through() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        given = self.conv(x)
+        logits = self.head(self.same(given).mean((2, 3)))
+        given.zero_()
+        return logits
+
+    network = living(Forward(forward, conv=nn.Conv2d(3, 4, 3), same=nn.Dropout(), head=nn.Linear(4, 3)))
+    x = images()
+    done, expansion = second_order(CutNetwork(network, "same"), x)
+    assert torch.equal(done.leaf, network.conv(x))
+    assert torch.equal(expansion.maps, network.conv(x))
 
 
 def test_images_that_the_network_writes_into_stay_as_they_are() -> None:

@@ -113,7 +113,7 @@ def test_an_array_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
         read_picture(np.zeros(shape, np.uint8))
 
 
-@pytest.mark.parametrize("source", [None, 3, b"a.png", ["a.png"], torch.zeros(3, 4, 4)])
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"a.png"), ["a.png"], torch.zeros(3, 4, 4)])
 def test_another_kind_of_source_is_refused(source: object) -> None:
     with pytest.raises(TypeError, match=rf"expected a path, .* or a uint8 array, but got {type(source).__name__}"):
         read_anything(source)

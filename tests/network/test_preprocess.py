@@ -183,7 +183,7 @@ def test_no_picture_at_all_is_refused(nothing: Any) -> None:
         own()(nothing)
 
 
-@pytest.mark.parametrize("source", [3, None, [3.5], torch.zeros(1, 3, 4, 4), b"a.png"])
+@pytest.mark.parametrize("source", [3, None, [3.5], torch.zeros(1, 3, 4, 4), bytearray(b"a.png")])
 def test_what_is_no_picture_is_refused(source: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "read_picture", inspect.unwrap(read_picture))  # without the type checks of the suite
     monkeypatch.setattr(Preprocess, "crop", inspect.unwrap(Preprocess.crop))

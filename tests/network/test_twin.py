@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize
 
 from shapleycam.network.twin import twin, unwrap
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(7))
 

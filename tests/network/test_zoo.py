@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import shapleycam
 from shapleycam.network import weights as weights_module
-from shapleycam.network.weights import WeightsError
-from shapleycam.network.zoo import ZOO, Model, load_model, randomise
+from shapleycam.network.weights import WeightsError, randomise
+from shapleycam.network.zoo import ZOO, Model, load_model
 
 CAT = Path(shapleycam.__file__).parent / "data" / "cat.jpg"
 COFFEE = CAT.with_name("coffee.jpg")
@@ -223,6 +223,9 @@ FORMS: dict[str, Callable[[dict[str, Tensor], Path], Path]] = {
     "wrapped in state_dict": lambda state, folder: saved({"state_dict": state, "epoch": 90}, folder / "weights.pth"),
     "wrapped in model": lambda state, folder: saved({"model": state}, folder / "weights.pth"),
     "from DataParallel": lambda state, folder: saved(prefixed(state), folder / "weights.pth"),
+    "from DataParallel, in another order": lambda state, folder: saved(
+        dict(reversed(prefixed(state).items())), folder / "weights.pth"
+    ),
     "of other names": lambda state, folder: saved(renamed(state), folder / "weights.pth"),
 }
 
@@ -394,7 +397,11 @@ TO_DO = r"cannot be fetched; fetch https://\S+ elsewhere and pass weights=FILE \
 
 
 @pytest.mark.usefixtures("nothing_cached")
-def test_without_a_network_weights_of_the_hub_are_refused_at_once_when_it_is_said_to_be_offline() -> None:
+def test_weights_of_the_hub_are_refused_at_once_and_nobody_is_asked_when_it_is_said_to_be_offline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("urllib.request.urlopen", refuse(AssertionError("asked the network")))
     start = time.perf_counter()
     with pytest.raises(WeightsError, match=rf"the weights of resnet18 are not on this machine and {TO_DO}"):
         load_model("resnet18")

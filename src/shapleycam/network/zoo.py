@@ -10,11 +10,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..theory.cams import nearest
 from .preprocess import Preprocess
-from .weights import Weights, fetchable, in_order, misfit, packaged, reach, read_weights, unreachable
+from .weights import Weights, fetchable, in_order, misfit, packaged, randomise, reach, read_weights, unreachable
 
 
 @dataclass(frozen=True)
@@ -152,33 +152,6 @@ def load_model(
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         raise ValueError(f"device {str(device)!r} cannot be used, cpu always can: {error}") from error
     return Model(name, module, own, names, wnids, MappingProxyType(known), origin)
-
-
-def randomise(module: nn.Module, seed: int) -> None:
-    """Draw every parameter and buffer of a network anew, in place, such that its maps and gradients live.
-
-    timm starts the last BatchNorm of residual blocks, and some heads, at zero: maps would be blank and comparisons vacuous.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor: Tensor, centre: float, spread: float) -> None:
-        tensor.copy_(centre + spread * torch.randn(tensor.shape, generator=generator))
-
-    with torch.no_grad():
-        for holder in module.modules():
-            norm = getattr(holder, "running_mean", None) is not None or "norm" in type(holder).__name__.lower()
-            for name, weight in holder.named_parameters(recurse=False):
-                if weight.ndim > 1:
-                    normal(weight, 0.0, weight[0].numel() ** -0.5)
-                elif norm and name == "weight":
-                    normal(weight, 1.0, 0.1)
-                else:
-                    normal(weight, 0.0, 0.1)
-            for name, tensor in holder.named_buffers(recurse=False):
-                if name == "running_mean":
-                    normal(tensor, 0.0, 0.1)
-                elif name == "running_var":
-                    tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
 
 
 def _timm(name: str, tag: str, entry: Entry | None, weights: Weights) -> tuple[nn.Module, Preprocess, str]:

@@ -1,0 +1,36 @@
+"""Times of contestants, measured in turn in one run, so that a noisy machine is equally unkind to all; and their memory."""
+
+import gc
+from collections.abc import Callable
+from itertools import accumulate
+from statistics import median
+from time import perf_counter
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def ratios(contestants: dict[str, Callable[[], object]], runs: int = 9) -> dict[str, float]:
+    """The median over `runs` rounds of each contestant's time over the first contestant's in the same round."""
+    for run in contestants.values():
+        run()
+    rounds = []
+    for _ in range(runs):
+        times = {}
+        for name, run in contestants.items():
+            gc.collect()
+            start = perf_counter()
+            run()
+            times[name] = perf_counter() - start
+        rounds.append(times)
+    first = next(iter(contestants))
+    return {name: median(times[name] / times[first] for times in rounds) for name in contestants}
+
+
+def peak(run: Callable[[], object]) -> float:
+    """MiB of tensors that a call holds at its peak above what was there before, by PyTorch's own account; CPU only."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    steps = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(steps), default=0) / 2**20
