@@ -31,8 +31,11 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "network_game": (2, TENSORS, frozenset()),
     "faithfulness": (2, TENSORS, frozenset()),
     "bench": (3, ARRAYS | {"pyarrow"}, frozenset()),
+    "bench.report": (3, ARRAYS | {"pyarrow"}, frozenset({"matplotlib", "jinja2"})),
     "render": (4, ARRAYS, frozenset({"matplotlib"})),
     "gallery": (4, ARRAYS, frozenset()),
+    "figures": (4, ARRAYS, frozenset({"matplotlib"})),
+    "progress": (4, frozenset({"rich"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
     "compat": (4, ARRAYS, SLOW),
     "web": (4, ARRAYS, SLOW | {"gradio"}),
@@ -45,7 +48,7 @@ NETWORK = ("network", "explanation", "measurement", "network_game", "faithfulnes
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 900
+CORE_LINES = 1500
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -177,7 +180,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_900_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_1500_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

@@ -2,20 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from math import isfinite
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 from .network.arguments import check_images, cut_network, resolve_keys, resolve_targets, resolve_utility, run
-from .network.cut import Layout, Pass, TargetLayer
+from .network.cut import CutNetwork, Layout, Pass, TargetLayer
 from .network.expand import expand
 from .network.preprocess import Preprocess
 from .network.zoo import Model
-from .theory.axes import Heatmaps, Logits, Maps, Targets
+from .theory.axes import Heatmaps, Images, Logits, Maps, Targets
 from .theory.cams import Method, explanation, resolve_methods
 from .theory.crg import INGREDIENTS, Expansion
 from .theory.draws import uniform
@@ -136,50 +137,86 @@ def explain(
     torch.Size([2, 32, 32])
     """
     rows = resolve_methods(methods)
-    name, worth = resolve_utility(utility)
     cut = cut_network(model, layer, layout)
+    name, worth = resolve_utility(utility)
     check_images(model, images)
+    expanded = expand_images(cut, images, rows, targets, worth, resolve_keys(keys, images), seed)
+    out = explained(model, images, rows, name, *expanded)
+    return replace(out, heatmaps=dict(out.heatmaps))
+
+
+def expand_images(
+    cut: CutNetwork,
+    images: Images,
+    rows: Sequence[Method],
+    targets: int | str | Sequence[int] | Tensor | None,
+    utility: Utility,
+    keys: Callable[[], Tensor],
+    seed: int,
+    stream: int = 0,
+) -> tuple[Pass, Targets, Expansion]:
+    """One forward pass, the classes to explain, and all that the rows may look at; a stream of its own is another draw."""
     ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
     forward = run(cut, images, second_order="hvp" in ingredients)
     classes = resolve_targets(targets, forward.logits.detach())
-    noise = partial(draw_noise, forward, resolve_keys(keys, images), seed)
-    expansion = expand(forward, classes, worth, ingredients, noise)
-    explanations, heatmaps = _maps(rows, expansion, (images.shape[-2], images.shape[-1]))
+
+    def noise() -> Maps:
+        return uniform(keys(), forward.layer.maps, seed, stream)[:, :, None, None]
+
+    return forward, classes, expand(forward, classes, utility, ingredients, noise)
+
+
+def explained(
+    model: Model | nn.Module,
+    images: Images,
+    rows: Sequence[Method],
+    utility: str,
+    forward: Pass,
+    targets: Targets,
+    expansion: Expansion,
+) -> Explanation:
+    """What `expand_images` gave, explained by each row; heatmaps are made whenever they are asked for, and not kept."""
+    explanations = {row.name: explanation(row, expansion) for row in rows}
     return Explanation(
-        heatmaps=heatmaps,
+        heatmaps=_Heatmaps(explanations, (images.shape[-2], images.shape[-1])),
         explanations=explanations,
-        targets=classes,
+        targets=targets,
         logits=forward.logits.detach(),
         layer=forward.layer,
-        utility=name,
+        utility=utility,
         preprocess=model.preprocess if isinstance(model, Model) else None,
         signs=_signs(expansion),
     )
 
 
-def draw_noise(forward: Pass, keys: Callable[[], Tensor], seed: int, stream: int = 0) -> Maps:
-    """RandomCAM's weights, one a map, from the images' keys; a pass of its own is a stream of its own."""
-    return uniform(keys(), forward.layer.maps, seed, stream)[:, :, None, None]
+@dataclass(frozen=True)
+class _Heatmaps(Mapping[str, Tensor]):
+    """Heatmaps made of explanation maps on demand: at the image's resolution they are a thousand times as large."""
 
+    explanations: Mapping[str, Tensor]
+    size: tuple[int, int]
 
-def _maps(
-    rows: Sequence[Method], expansion: Expansion, size: tuple[int, int]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    stack = torch.stack([explanation(row, expansion) for row in rows])
-    heatmaps = heatmap(stack.flatten(0, 1), size).unflatten(0, stack.shape[:2])
-    names = [row.name for row in rows]
-    return dict(zip(names, stack, strict=True)), dict(zip(names, heatmaps, strict=True))
+    def __getitem__(self, method: str) -> Heatmaps:
+        return heatmap(self.explanations[method], self.size)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.explanations)
+
+    def __len__(self) -> int:
+        return len(self.explanations)
 
 
 def _signs(expansion: Expansion) -> dict[str, Tensor]:
     """For each image: whether all is finite, whether U' and HX are zero throughout."""
-    finite = expansion.maps.isfinite().flatten(1).all(1)
-    signs = {"finite": finite}
-    for name, ingredient in (("gradient", expansion.gradient), ("hvp", expansion.hvp)):
-        if ingredient is not None:
-            finite &= ingredient.isfinite().flatten(1).all(1)
-            signs[f"{name} is zero"] = (ingredient == 0).flatten(1).all(1)
-    return signs
+    ingredients = {"maps": expansion.maps, "gradient": expansion.gradient, "hvp": expansion.hvp}
+    # One pass each: a sum of magnitudes, in a type in which it cannot overflow.
+    sizes = {
+        name: vector_norm(each.flatten(1), 1, 1, dtype=torch.float64)
+        for name, each in ingredients.items()
+        if each is not None
+    }
+    finite = torch.stack(list(sizes.values())).isfinite().all(0)
+    return {"finite": finite} | {f"{name} is zero": size == 0 for name, size in sizes.items()}
 
 
 def _warnings(out: Explanation) -> Iterator[ImageWarning]:

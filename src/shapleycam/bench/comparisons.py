@@ -1,0 +1,110 @@
+"""Methods compared with each other, and a run with the paper."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .captions import coinciding, expected, failure_notes, key, name, number, title
+from .formats import Cell, Grid
+from .paper import NAMES, NOTES, printed
+from .scores import METRICS, Scores, compare
+
+
+def wins(scores: Scores) -> Grid:
+    """How often the method of a row beats that of a column, and whether their ADCCs differ for certain."""
+    scores = scores.select(list(coinciding(scores)))
+    found = compare(scores)
+    wins = {(c.first, c.second): (c.wins, c) for c in found} | {(c.second, c.first): (c.losses, c) for c in found}
+    rows = []
+    for a in scores.methods:
+        cells: list[str | Cell] = [a]
+        for b in scores.methods:
+            share, c = wins.get((a, b), (0.0, None))
+            sign = 0 if c is None or c.interval[0] <= 0 <= c.interval[1] else 1 if c.difference > 0 else -1
+            up = sign if c is not None and c.first == a else -sign
+            cells.append("" if c is None else f"{100 * share:.1f}{('', ' >', ' <')[up]}")
+        rows.append(tuple(cells))
+    notes = (
+        "Percent of the pictures on which the row's method has the higher ADCC of that picture; the rest are losses and ties.",
+        "> and <: the row's ADCC of means is higher or lower, the 95 % paired bootstrap interval of the difference leaves out 0 "
+        "(not corrected for the number of comparisons).",
+        *failure_notes(scores, None),
+    )
+    return Grid(f"Wins: {title(scores)}", name(scores), ("", *scores.methods), tuple(rows), notes, key(scores))
+
+
+def pairs(scores: Scores) -> Grid:
+    """A line for each pair of methods: for programs."""
+    head = ("method", "other", "ADCC difference", "p", "wins", "losses")
+    rows = tuple(
+        (
+            c.first,
+            c.second,
+            Cell(c.difference, c.interval, signed=True),
+            Cell(c.p),
+            Cell(100 * c.wins),
+            Cell(100 * c.losses),
+        )
+        for c in compare(scores)
+    )
+    return Grid(f"Pairs: {title(scores)}", name(scores), head, rows, (), key(scores))
+
+
+def against(found: Sequence[Scores], configuration: Mapping[str, Any]) -> list[Grid]:
+    """The printed numbers beside the run's, for all that the paper has."""
+    grids = [grid for scores in found if (grid := _beside(scores, configuration))]
+    if not grids:
+        raise ValueError(
+            f"nothing of this run is in the paper's tables, which have {', '.join(NAMES)} at gap and conv with the utility rest"
+        )
+    return grids
+
+
+def _beside(scores: Scores, configuration: Mapping[str, Any]) -> Grid | None:
+    table = number(scores)
+    paper = {each[3:]: value for each, value in printed().items() if each[:3] == (table, scores.layer, scores.model)}
+    means, ends = scores.means, np.percentile(scores.resample(), (2.5, 97.5), axis=0)
+    rows: list[tuple[str | Cell, ...]] = []
+    inside = 0
+    for i, each in enumerate(scores.methods):
+        for j, metric in enumerate(METRICS):
+            if (each, metric) in paper and np.isfinite(means[i, j]):
+                theirs, ours = paper[each, metric], float(means[i, j])
+                low, high = (float(end) for end in ends[:, i, j])
+                inside += (within := low <= theirs <= high)
+                cells = (Cell(theirs), Cell(ours, (low, high)), Cell(ours - theirs, signed=True))
+                rows.append((each, metric, *cells, "yes" if within else "no"))
+    if not rows:
+        return None
+    notes = [f"{inside} of {len(rows)} printed numbers lie within this run's 95 % bootstrap interval."]
+    if scores.top1 is not None:
+        notes.append(f"Top-1: {100 * scores.top1:.2f} % here, {paper['', 'top1']:.2f} % in the paper.")
+    notes += [
+        f"{each}: {NOTES[table or 0, scores.model, each]}"
+        for each in scores.methods
+        if (table, scores.model, each) in NOTES
+    ]
+    notes += _condition_notes(configuration)
+    head = ("Method", "Metric", "paper", "here", "difference", "within sampling error")
+    where = f"Table {table} of the paper beside this run"
+    return Grid(
+        where,
+        name(scores),
+        head,
+        tuple(rows),
+        (*notes, *failure_notes(scores, expected(configuration))),
+        key(scores),
+    )
+
+
+def _condition_notes(configuration: Mapping[str, Any]) -> Iterator[str]:
+    for option, paper in (
+        ("preprocess", "paper"),
+        ("masking", "normalised"),
+        ("targets", "predicted"),
+        ("precision", "fp32"),
+    ):
+        here = configuration.get(option, paper)
+        if here != paper:
+            yield f"Not the paper's conditions: {option} is {here} here, {paper} there."

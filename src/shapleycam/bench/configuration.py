@@ -1,0 +1,121 @@
+"""What is measured, and on what: the flags of `shapleycam bench`, which are the keys of its TOML file too."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is measured. Rows depend on this, the pictures and the weights alone; a name may be several with commas."""
+
+    models: tuple[str, ...] = ("efficientnet_lite0",)
+    """Names that `shapleycam models` lists, timm tags, torchvision/NAME, or MODULE:FUNCTION, which gives a shapleycam.Model."""
+    layers: tuple[str, ...] = ("gap",)
+    """gap, conv, or names that `shapleycam layers MODEL` lists."""
+    utilities: tuple[str, ...] = ("rest",)
+    """rest, pre-softmax, post-softmax, log-softmax."""
+    methods: tuple[str, ...] = ("paper",)
+    """Names that `shapleycam methods` lists, FakeCAM, Gaussian, or paper or all."""
+    baselines: bool = False
+    """Measure FakeCAM and Gaussian too: what a method must beat before its scores mean anything."""
+    targets: Literal["predicted", "label", "least"] = "predicted"
+    """The class to explain: the predicted one, the true one, or the least likely one."""
+    labels: Path | None = None
+    """A text or CSV file with a label for each picture."""
+    masking: Literal["normalised", "raw"] = "normalised"
+    """What is masked takes the mean colour, as in the published numbers, or turns black."""
+    preprocess: Literal["own", "paper"] = "own"
+    """Each network's own preprocessing, or the paper's."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of parameters, images and derivatives."""
+    compile: bool = False
+    """Compile the passes that need no derivative."""
+    as_published: bool = False
+    """Let second-order methods see maps after an in-place ReLU, as the published code did; for reproduction only."""
+    part: int = 64
+    """Pictures a part: what a killed run does again at most."""
+    seed: int = 0
+    """Of RandomCAM, and of random weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("models", "layers", "utilities", "methods"):
+            object.__setattr__(self, name, _split(name, getattr(self, name)))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
+        if self.part < 1:
+            raise ValueError(f"part is {self.part}, expected a number of pictures, at least 1")
+
+    def facts(self, methods: Sequence[str], pictures: dict[str, Any]) -> dict[str, Any]:
+        """What `run.json` holds, and the hash is made of: sets of methods by their names, pictures by their checksum."""
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("labels", "baselines")}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
+        return {**plain, "methods": list(methods), "pictures": pictures}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How it is measured here; all but the batch and the memory format leave numbers the same to the last bit."""
+
+    batch: str = "auto"
+    """Pictures that run through the network together: a number, or auto, which tries and keeps its choice in the run."""
+    channels_last: bool | None = None
+    """The memory format of images and convolutions; the faster one if not given."""
+    workers: int | None = None
+    """Threads that decode pictures ahead of the network; one for each core, at most 8, if not given."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, mps, ..."""
+    weights: tuple[str, ...] = ()
+    """MODEL=FILE or MODEL=random, with commas, or random for all models; the published weights if not given."""
+    shard: str = "1/1"
+    """i/N measures the i-th of N shares of the parts, i from 1 to N, so that N machines can share a run."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", _split("weights", self.weights) if self.weights else ())
+        object.__setattr__(self, "batch", str(self.batch))
+        if self.batch != "auto" and not (self.batch.isdecimal() and int(self.batch) > 0):
+            raise ValueError(f"batch is {self.batch!r}, expected auto or a number of pictures, at least 1")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers is {self.workers}, expected a number of threads, at least 1")
+        if any(each != "random" and not re.fullmatch(r"[^=]+=.+", each) for each in self.weights):
+            raise ValueError(f"weights is {','.join(self.weights)!r}, expected MODEL=FILE, MODEL=random, or random")
+        _ = self.share
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(i, N) of the shard, i from 0."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        i, n = (int(each) for each in found.groups()) if found else (0, 0)
+        if not 1 <= i <= n:
+            raise ValueError(f"shard is {self.shard!r}, expected i/N with i from 1 to N, such as 1/4")
+        return i - 1, n
+
+    @property
+    def threads(self) -> int:
+        """The number of decoding threads."""
+        return self.workers or min(8, os.cpu_count() or 1)
+
+    def weights_of(self, model: str) -> str | None:
+        """What `load_model` takes: a file, "random", or None for the published ones."""
+        named = dict(each.split("=", 1) for each in self.weights if each != "random")
+        return named.get(model, "random" if "random" in self.weights else None)
+
+
+_CHOICES = {
+    "targets": ("predicted", "label", "least"),
+    "masking": ("normalised", "raw"),
+    "preprocess": ("own", "paper"),
+    "precision": ("fp32", "bf16", "fp16"),
+}
+
+
+def _split(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    several = [given] if isinstance(given, str) else given
+    found = tuple(dict.fromkeys(each.strip() for one in several for each in str(one).split(",") if each.strip()))
+    if not found:
+        raise ValueError(f"{name} is empty, expected one or more names with commas")
+    return found

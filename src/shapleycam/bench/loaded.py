@@ -1,0 +1,175 @@
+"""A model made ready for a run: its weights, precision and memory format, and the batch that suits this machine."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..measurement import measure
+from ..network.zoo import Model, load_model
+from .configuration import Configuration, Machine
+from .datasets import Item, Label
+
+MOST = 64
+"""Pictures in the largest batch that is tried."""
+GAIN = 1.05
+"""How many times as fast something must be to be chosen."""
+PATIENCE = 2.0
+"""Seconds of a trial after which no larger one is made."""
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready to be measured."""
+
+    model: Model
+    sha256: str
+    """Of its weights, before they are cast."""
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool
+
+    def images(self, crops: Sequence[Tensor]) -> Tensor:
+        """Pixels of several crops, 0 to 255, as the network takes them."""
+        images = self.model.preprocess.normalise(torch.stack(list(crops)).to(self.device, torch.float32) / 255)
+        return self.formatted(images.to(self.dtype))
+
+    def formatted(self, images: Tensor) -> Tensor:
+        """The same images in the memory format."""
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+    def blank(self, pictures: int) -> Tensor:
+        """Images to try things with."""
+        return self.formatted(torch.zeros(pictures, 3, *self.model.input_size, dtype=self.dtype, device=self.device))
+
+
+def load(name: str, configuration: Configuration, machine: Machine, channels_last: bool | None = None) -> Loaded:
+    """A model by name, or by MODULE:FUNCTION; `channels_last` None finds out what is faster.
+
+    Raises
+    ------
+    ValueError, WeightsError
+        As `load_model`.
+    TypeError
+        When the function gives no Model.
+    """
+    if ":" in name:
+        model = _called(name)
+        model = replace(model, module=model.module.eval().to(machine.device))
+    else:
+        model = load_model(
+            name,
+            weights=machine.weights_of(name),
+            preprocess=configuration.preprocess,
+            seed=configuration.seed,
+            device=machine.device,
+        )
+    sha256, dtype = model.weights_hash, _DTYPES[configuration.precision]
+    loaded = Loaded(replace(model, module=model.module.to(dtype)), sha256, torch.device(machine.device), dtype, False)
+    chosen = machine.channels_last if channels_last is None else channels_last
+    if chosen is None:
+        chosen = _faster_last(loaded)
+    loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
+    if configuration.compile:
+        module: Any = torch.compile(loaded.model.module, options={"freezing": True})
+        loaded = replace(loaded, model=replace(loaded.model, module=module))
+    return replace(loaded, channels_last=chosen)
+
+
+def choose_batch(loaded: Loaded, layer: str, utility: str, most: int) -> int:
+    """The batch after which pictures/s hardly grow: twice, four times, ... one picture, as long as memory lasts."""
+
+    def trial(pictures: int) -> float:
+        images = loaded.blank(pictures)
+        return _seconds(
+            lambda: measure(loaded.model, images, methods=("GradCAM", "ShapleyCAM"), layer=layer, utility=utility).kept
+        )
+
+    return largest_gain(trial, min(most, MOST))
+
+
+def largest_gain(trial: Callable[[int], float], most: int) -> int:
+    """The last doubling that was still `GAIN` times as fast for each picture; `trial` gives the seconds of a batch."""
+    best, rate = 1, 0.0
+    for pictures in takewhile(lambda size: size <= most, (2**k for k in range(most.bit_length()))):
+        try:
+            seconds = trial(pictures)
+        except torch.cuda.OutOfMemoryError:
+            break
+        if pictures / seconds < rate * GAIN:
+            break
+        best, rate = pictures, pictures / seconds
+        if seconds > PATIENCE:
+            break
+    return best
+
+
+def class_index(model: Model, label: Label | None) -> int | None:
+    """The logit that a label means: an index, a WordNet identifier, or a class name that one class alone has."""
+    if isinstance(label, int):
+        return label if 0 <= label < len(model.class_names) else None
+    for names in (model.wnids or (), tuple(name.lower() for name in model.class_names)):
+        places = [place for place, name in enumerate(names) if label and name == label.lower()]
+        if len(places) == 1:
+            return places[0]
+    return None
+
+
+def class_indices(model: Model, items: Iterable[Item]) -> dict[str, int | None]:
+    """The class of each picture, by its name."""
+    found = {label: class_index(model, label) for label in {item.label for item in items}}
+    return {item.name: found[item.label] for item in items}
+
+
+def _called(name: str) -> Model:
+    module, _, function = name.partition(":")
+    with _importable(Path.cwd()):
+        try:
+            model = getattr(import_module(module), function)()
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ValueError(
+                f"model {name!r} is not to be had: {error}; expected MODULE:FUNCTION, as Python imports it"
+            ) from error
+    if not isinstance(model, Model):
+        raise TypeError(f"{name} gave a {type(model).__name__}, expected a shapleycam.Model")
+    return replace(model, name=name)
+
+
+@contextmanager
+def _importable(folder: Path) -> Any:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _faster_last(loaded: Loaded) -> bool:
+    """Whether the network is faster with channels last."""
+    module, images = loaded.model.module, loaded.blank(4)
+    times = []
+    for form in (torch.contiguous_format, torch.channels_last):
+        module.to(memory_format=form)
+        formed = images.contiguous(memory_format=form)
+        with torch.no_grad():
+            times.append(_seconds(lambda formed=formed: module(formed)))  # type: ignore[misc]
+    return times[1] * GAIN < times[0]
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    """The shorter time of two runs after a first one."""
+    times = []
+    for _ in range(3):
+        start = perf_counter()
+        run().sum().item()  # waits for the device
+        times.append(perf_counter() - start)
+    return min(times[1:])

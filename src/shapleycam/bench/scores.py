@@ -1,0 +1,267 @@
+"""Rows of a run as scores: one unit's pictures and methods in one array, with means, intervals and comparisons."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ..theory import metrics
+
+Floats = NDArray[np.float64]
+
+METRICS = ("AD", "Coh", "Com", "ADCC", "IC", "ADD")
+"""The columns of the paper's tables, in percent."""
+LOWER = frozenset({"AD", "Com"})
+"""Metrics of which less is better."""
+BASELINES = ("FakeCAM", "Gaussian")
+ORDER = (
+    "RandomCAM", "GradCAM++", "XGradCAM", "LayerCAM", "GradCAM-E", "ShapleyCAM-E", "HiResCAM", "ShapleyCAM-H", "GradCAM",
+    "ShapleyCAM",
+)  # fmt: skip
+"""The order of the paper's rows."""
+DRAWS = 2000
+COLUMNS = (
+    "model", "layer", "utility", "method", "picture", "label", "predicted", "full", "kept", "deleted", "coherency",
+    "complexity", "status",
+)  # fmt: skip
+"""What tables need of a run's rows: all but the maps."""
+
+_MEANS = ("AD", "Coh", "Com", "IC", "ADD")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All that a run says of one network, target layer and utility."""
+
+    model: str
+    layer: str
+    utility: str
+    methods: tuple[str, ...]
+    pictures: tuple[str, ...]
+    """Those that were measured with some method; sorted, so that neither the order of rows nor of parts changes a digit."""
+    values: Floats
+    """AD, Coh, Com, IC and ADD of each picture and method, fractions, (pictures, methods, 5); NaN where there is no "ok" row."""
+    top1: float | None
+    """Share of the labelled pictures whose predicted class is the label; None without labels."""
+    failed: Mapping[str, int]
+    """Rows that count in no mean, by their reason."""
+    seen: int
+    """The number of pictures that have rows, measured or not."""
+
+    @cached_property
+    def measured(self) -> NDArray[np.bool_]:
+        """Whether a picture has all scores of a method, (pictures, methods)."""
+        return np.asarray(np.isfinite(self.values).all(-1))
+
+    @property
+    def means(self) -> Floats:
+        """Each method's METRICS over the pictures, in percent, (methods, 6)."""
+        return np.asarray(self._summary(np.ones((1, len(self.pictures))))[0])
+
+    @property
+    def adcc_per_image(self) -> Floats:
+        """Eq. (21) of each picture by itself, in percent, (pictures, methods): for finding pictures, not for tables."""
+        return _adcc(self.values) * 100
+
+    def resample(self, draws: int = DRAWS, seed: int = 0) -> Floats:
+        """`means` of `draws` bootstrap samples of the pictures, (draws, methods, 6); all methods share the samples."""
+        rng = np.random.default_rng(seed)
+        n = len(self.pictures)
+        return np.concatenate(
+            [
+                self._summary(
+                    np.array([np.bincount(rng.integers(max(n, 1), size=n), minlength=n) for _ in range(some)], float)
+                )
+                for some in (min(32, draws - start) for start in range(0, draws, 32))
+            ]
+        )
+
+    @cached_property
+    def _columns(self) -> tuple[Floats, Floats]:
+        """1 where a picture was measured with a method, else 0; and its scores, else 0, a column each."""
+        values = np.where(self.measured[..., None], self.values, 0)
+        return self.measured.astype(float), values.reshape(len(values), np.prod(values.shape[1:]))
+
+    def _summary(self, counts: Floats) -> Floats:
+        """Column means of pictures that occur `counts` times, (samples, pictures), then Eq. (21)."""
+        known, values = self._columns
+        sums = (counts @ values).reshape(len(counts), *self.values.shape[1:])
+        with np.errstate(invalid="ignore"):  # a method without any row has the mean NaN
+            means = sums / (counts @ known)[..., None]
+        return np.insert(means, METRICS.index("ADCC"), _adcc(means), axis=-1) * 100
+
+    def select(self, methods: Sequence[str]) -> "Scores":
+        """The same with these methods only, in this order."""
+        places = [self.methods.index(name) for name in methods]
+        return replace(self, methods=tuple(methods), values=self.values[:, places])
+
+    def complete(self) -> "Scores":
+        """The same with only the pictures that were measured with every method."""
+        whole = np.asarray(self.measured.all(1))
+        pictures = tuple(name for name, good in zip(self.pictures, whole, strict=True) if good)
+        return replace(self, pictures=pictures, values=self.values[whole])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same pictures."""
+
+    first: str
+    second: str
+    difference: float
+    """ADCC of the first less that of the second, of column means, in percentage points."""
+    interval: tuple[float, float]
+    """The difference's 95 % bootstrap interval."""
+    p: float
+    """Two-sided, from the same bootstrap samples; not corrected for the number of comparisons."""
+    wins: float
+    """Share of the pictures on which the first has the higher ADCC, each picture by itself."""
+    losses: float
+    """The same of the second; the rest are ties."""
+
+
+def score_rows(rows: pa.Table) -> tuple[Scores, ...]:
+    """The scores of each network, target layer and utility of a run, in the order in which its rows begin.
+
+    Raises
+    ------
+    ValueError
+        When there are no rows, or a picture has two of one method.
+    """
+    if not len(rows):
+        raise ValueError("the run has no rows yet; let `shapleycam bench` write a part first")
+    names = ("model", "layer", "utility", "method", "picture", "status")
+    codes = {name: _codes(rows[name]) for name in names}
+    key = np.ravel_multi_index([codes[name][0] for name in names[:3]], [len(codes[name][1]) for name in names[:3]])
+    _, begins = np.unique(key, return_index=True)
+    return tuple(_score(rows, codes, np.flatnonzero(key == key[begin])) for begin in sorted(begins))
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """Scores that differ by their utility as one, whose methods are called METHOD/UTILITY: the rows of Table 5."""
+    pictures = sorted({name for part in parts for name in part.pictures})
+    where = {name: place for place, name in enumerate(pictures)}
+    names = sort_methods({name for part in parts for name in part.methods})
+    columns = [(name, part) for name in names for part in parts if name in part.methods]
+    values = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
+    for place, (name, part) in enumerate(columns):
+        values[[where[each] for each in part.pictures], place] = part.values[:, part.methods.index(name)]
+    failed: Counter[str] = Counter()
+    for part in parts:
+        failed.update(part.failed)
+    return replace(
+        parts[0],
+        utility=", ".join(part.utility for part in parts),
+        methods=tuple(f"{name}/{part.utility}" for name, part in columns),
+        pictures=tuple(pictures),
+        values=values,
+        failed=failed,
+        seen=max(part.seen for part in parts),
+    )
+
+
+def compare(scores: Scores, draws: int = DRAWS, seed: int = 0) -> tuple[Comparison, ...]:
+    """Every pair of methods, on the pictures that were measured with all of them.
+
+    Raises
+    ------
+    ValueError
+        When there is no such picture.
+    """
+    whole = scores.complete()
+    if not whole.pictures:
+        raise ValueError(f"no picture was measured with every method of {scores.model}; compare fewer methods")
+    place = METRICS.index("ADCC")
+    means, samples, single = whole.means[:, place], whole.resample(draws, seed)[..., place], whole.adcc_per_image
+    found = []
+    for a, b in combinations(range(len(whole.methods)), 2):
+        gaps = samples[:, a] - samples[:, b]
+        rare = min((gaps <= 0).sum(), (gaps >= 0).sum())
+        low, high = np.percentile(gaps, (2.5, 97.5))
+        found.append(
+            Comparison(
+                whole.methods[a],
+                whole.methods[b],
+                float(means[a] - means[b]),
+                (float(low), float(high)),
+                min(1.0, float(2 * (rare + 1) / (draws + 1))),
+                float((single[:, a] > single[:, b]).mean()),
+                float((single[:, a] < single[:, b]).mean()),
+            )
+        )
+    return tuple(found)
+
+
+def sort_methods(names: Iterable[str]) -> list[str]:
+    """The paper's order, then others by their names, baselines last."""
+    return sorted(names, key=lambda name: (name in BASELINES, ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], at: NDArray[np.intp]) -> Scores:
+    model, layer, utility = (codes[name][1][codes[name][0][at[0]]] for name in ("model", "layer", "utility"))
+    columns, method = _places(codes["method"], at, lambda names: ["", *sort_methods(names - {""})])
+    pictures, picture = _places(codes["picture"], at, sorted)
+    if np.bincount(picture * len(columns) + method).max() > 1:
+        raise ValueError(f"{model}, {layer}, {utility} has two rows of one picture and method: two runs were mixed")
+    mine = rows.take(pa.array(at))
+    full, kept, deleted, coherency, complexity = (
+        mine[name].to_numpy().astype(np.float64) for name in ("full", "kept", "deleted", "coherency", "complexity")
+    )
+    formulas: Any = metrics  # they take arrays as well as tensors
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = {
+            "AD": formulas.average_drop(full, kept),
+            "Coh": coherency,
+            "Com": complexity,
+            "IC": formulas.increase_in_confidence(full, kept),
+            "ADD": formulas.average_drop_in_deletion(full, deleted),
+        }
+    values = np.stack([found[name] for name in _MEANS], -1)
+    status = np.array(codes["status"][1], dtype=object)[codes["status"][0][at]]
+    status[(status == "ok") & ~np.isfinite(values).all(-1)] = "a score is not a number"
+    good = (status == "ok") & (method > 0)
+    table = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
+    table[picture[good], method[good]] = values[good]
+    some = np.isfinite(table).any((1, 2))
+    measured = tuple(name for name, there in zip(pictures, some, strict=True) if there)
+    failed = Counter(status[status != "ok"].tolist())
+    top1 = _top1(mine, picture)
+    return Scores(model, layer, utility, tuple(columns[1:]), measured, table[some, 1:], top1, failed, len(pictures))
+
+
+def _top1(rows: pa.Table, picture: NDArray[np.intp]) -> float | None:
+    label, predicted = (rows[name].to_numpy().astype(np.float64) for name in ("label", "predicted"))
+    known = np.isfinite(label) & np.isfinite(predicted)
+    right = dict(zip(picture[known].tolist(), (label == predicted)[known].tolist(), strict=True))
+    return sum(right.values()) / len(right) if right else None
+
+
+def _adcc(scores: Floats) -> Floats:
+    """Eq. (21) of AD, Coh, Com in the last axis."""
+    formula: Any = metrics.adcc_per_image
+    with np.errstate(divide="ignore"):  # one of the three at its worst gives 0
+        found: Floats = formula(scores[..., 0], scores[..., 1], scores[..., 2])
+    return found
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[NDArray[Any], list[str]]:
+    """Names as numbers: a place in the list for each row."""
+    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+
+
+def _places(
+    codes: tuple[NDArray[Any], list[str]], at: NDArray[np.intp], order: Callable[[set[str]], list[str]]
+) -> tuple[list[str], NDArray[np.intp]]:
+    """The names that occur in some of the rows, ordered, and where in them each of those rows' name stands."""
+    present, inverse = np.unique(codes[0][at], return_inverse=True)
+    names = [codes[1][code] for code in present]
+    ordered = order(set(names))
+    where = {name: place for place, name in enumerate(ordered)}
+    return ordered, np.array([where[name] for name in names])[inverse]

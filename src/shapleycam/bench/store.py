@@ -1,0 +1,282 @@
+"""Runs on disk: a folder with `run.json` and Parquet parts, each of them written at once or not at all.
+
+Any number of processes may write into one folder, and be killed. Reading needs no network: see `read_rows`.
+"""
+
+import errno
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string()) for name in ("model", "layer", "utility", "method", "picture")),
+        *(pa.field(name, pa.int32()) for name in ("label", "predicted", "target")),
+        *(pa.field(name, pa.float32()) for name in ("full", "kept", "deleted", "coherency", "complexity")),
+        pa.field("map", pa.list_(pa.float16())),
+        pa.field("map_scale", pa.float32()),
+        pa.field("map_h", pa.int16()),
+        pa.field("map_w", pa.int16()),
+        pa.field("status", pa.string()),
+    ]
+)
+"""A row for each picture and method; a picture that could not be read has one row, its method "".
+
+`label`, `predicted` and `target` are class indices. The signed explanation E is `map * map_scale`, see
+`explanation_map`; baselines have none. `status` is "ok" or the reason why a row's numbers are not to be used.
+"""
+
+OK = "ok"
+_KEY = b"shapleycam"
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """What one part holds: a shard of the pictures, for one model, layer and utility."""
+
+    model: str
+    layer: str
+    utility: str
+    part: int
+
+    def path(self, run: Path) -> Path:
+        """Its file in the run's folder."""
+        names = (quote(name, safe="") for name in (self.model, self.layer, self.utility))
+        return run.joinpath("parts", *names, f"{self.part:05d}.parquet")
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a part says of itself."""
+
+    configuration: str
+    """The hash of the configuration that it was made with."""
+    weights: str
+    """The hash of the model's weights."""
+    complete: bool
+    """Whether all pictures of the unit are in it; a run that was interrupted leaves one that is not."""
+    pictures: int
+    errors: int
+    """Rows whose status is not "ok"."""
+
+
+def fingerprint(facts: object) -> str:
+    """SHA-256 of anything JSON can hold, in hexadecimal; the order of keys does not matter."""
+    return sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+
+
+def read_configuration(run: Path) -> dict[str, Any]:
+    """What `run.json` says: configuration and its hash, pictures, versions, models, weights, batch, device, times.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder holds no run.
+    ValueError
+        When `run.json` is damaged, of another program, or was changed by hand.
+    """
+    file = run / "run.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(
+            f"{str(run)!r} holds no run, there is no run.json in it; expected the folder given to `shapleycam bench --out`"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{str(file)!r} is damaged, it is no JSON: {error}") from error
+    if not isinstance(found, dict) or not {"configuration", "hash"} <= set(found):
+        raise ValueError(f"{str(file)!r} is not a run's: expected the keys configuration and hash")
+    if fingerprint(found["configuration"]) != found["hash"]:
+        raise ValueError(
+            f"the configuration in {str(file)!r} does not have the hash beside it, so it was changed after the run; "
+            "undo that, or run the new configuration into another folder"
+        )
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What two configurations differ in, a phrase each."""
+    return [
+        f"{name} is {json.dumps(new.get(name), ensure_ascii=False)}, there {json.dumps(old.get(name), ensure_ascii=False)}"
+        for name in dict.fromkeys((*old, *new))
+        if old.get(name) != new.get(name)
+    ]
+
+
+def begin(run: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `run.json`, unless another process was first: gives what it says in the end."""
+    run.mkdir(parents=True, exist_ok=True)
+    file = run / "run.json"
+    temporary = _temporary(file)
+    try:
+        _write(temporary, lambda to: to.write(_json(facts)))
+        try:
+            os.link(temporary, file)  # fails if it is there, unlike os.replace
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            if not file.exists():
+                temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return read_configuration(run)
+
+
+def rewrite(run: Path, facts: Mapping[str, Any]) -> None:
+    """Write `run.json` anew."""
+    write_whole(run / "run.json", lambda to: to.write(_json(facts)))
+
+
+def write_part(path: Path, rows: pa.Table, footer: Footer) -> None:
+    """A part, on the disk as a whole once this returns; until then whatever was there before.
+
+    Raises
+    ------
+    OSError
+        When the disk is full, say; nothing of it is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = rows.replace_schema_metadata({_KEY: json.dumps(asdict(footer)).encode()})
+    write_whole(path, lambda to: pq.write_table(table, to, compression="zstd"))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file beside `path`, which takes its place once it is on the disk."""
+    temporary = _temporary(path)
+    try:
+        _write(temporary, write)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    with suppress(OSError):  # some systems cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def sweep(run: Path) -> None:
+    """Remove what processes of this machine left half-written when they were killed."""
+    if os.name != "posix":  # elsewhere asking whether a process lives may end it
+        return
+    for file in run.rglob(f"*{_TEMPORARY}*"):
+        host, _, process = file.name.rpartition(_TEMPORARY)[2].rpartition("-")
+        if host == _host() and process.isdigit() and not _alive(int(process)):
+            file.unlink(missing_ok=True)
+
+
+def read_footer(path: Path) -> Footer | None:
+    """What a part says of itself; None if it is missing, damaged, or no part."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return Footer(**json.loads(metadata[_KEY]))
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+        return None
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a part."""
+    return pq.ParquetFile(path).read(columns=None if columns is None else list(columns)).replace_schema_metadata()
+
+
+def read_rows(run: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All rows of a run, or some of their columns; files that are still being written are passed over.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no run, or no part in it yet.
+    ValueError
+        For parts that are damaged, of another configuration, or made with other weights, by name.
+    """
+    facts = read_configuration(run)
+    unknown = sorted(set(columns or ()) - set(SCHEMA.names))
+    if unknown:
+        raise ValueError(f"rows have no column {unknown[0]!r}; there are {', '.join(SCHEMA.names)}")
+    tables = []
+    weights: dict[str, str] = {model: each["sha256"] for model, each in facts.get("weights", {}).items()}
+    for path in parts(run):
+        footer, name = read_footer(path), str(path.relative_to(run))
+        if footer is None:
+            raise ValueError(f"{name} in {str(run)!r} is damaged; the same bench command again makes it anew")
+        if footer.configuration != facts["hash"]:
+            raise ValueError(f"{name} was made with another configuration than {str(run / 'run.json')!r}; remove it")
+        model = path.relative_to(run).parts[1]
+        if weights.setdefault(model, footer.weights) != footer.weights:
+            raise ValueError(f"{name} was made with other weights of {model} than the rest of {str(run)!r}; remove it")
+        tables.append(read_part(path, columns))
+    if not tables:
+        raise FileNotFoundError(f"the run in {str(run)!r} has no rows yet; wait for its first part, or start it again")
+    return pa.concat_tables(tables)
+
+
+def parts(run: Path) -> Iterator[Path]:
+    """The finished files of a run in a lasting order."""
+    return iter(sorted(run.glob("parts/*/*/*/*.parquet")))
+
+
+def explanation_map(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """E of a row, (h, w), signed and in units of the utility, to 11 bits; None for a baseline."""
+    if row["map"] is None:
+        return None
+    values = np.asarray(row["map"], dtype=np.float32) * np.float32(row["map_scale"])
+    return values.reshape(row["map_h"], row["map_w"])
+
+
+def pack(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Maps (k, h, w) as float16 and the power of two to multiply each by, such that none overflows or fades to zero."""
+    top = np.abs(maps).max((1, 2), initial=0)
+    exponents = np.where(np.isfinite(top) & (top > 0), np.frexp(top)[1], 0).clip(-125, 127)
+    scales = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (maps / scales[:, None, None]).astype(np.float16), scales
+
+
+def full_disk(error: OSError) -> bool:
+    """Whether a write failed for want of space, so that it may work later."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_TEMPORARY}{_host()}-{os.getpid()}")
+
+
+def _host() -> str:
+    return quote(socket.gethostname(), safe="")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

@@ -1,0 +1,234 @@
+"""`measure`: a batch of images and a classifier in, the six metrics of any number of methods out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import combinations
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .explanation import Explanation, expand_images, explained
+from .network.arguments import check_images, cut_network, resolve_keys, resolve_utility
+from .network.cut import CutNetwork, Layout
+from .network.zoo import Model
+from .theory import metrics
+from .theory.axes import Heatmaps, Images, Logits, Targets, Utilities
+from .theory.baselines import BASELINES
+from .theory.cams import METHODS, SETS, Method, explanation, nearest
+from .theory.heatmap import heatmap, rescale
+from .theory.utility import Utility, post_softmax
+
+Scores = Float[Tensor, "b m"]
+Masking = Literal["normalised", "raw"]
+EQUAL = 1e-6
+"""Heatmaps that differ by no more than this are measured once."""
+CLOSE = 1e-3
+"""Explanation maps scaled to [0, 1] that differ by more than this have heatmaps that differ by more than `EQUAL`."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What `measure` found for b images and m methods; tensors are on the images' device."""
+
+    methods: tuple[str, ...]
+    """The names of the columns."""
+    targets: Targets
+    full: Utilities
+    """The target's probability on the image, (b,)."""
+    kept: Scores
+    """The same on the explanation map x * H."""
+    deleted: Scores
+    """The same on the anti-explanation map x * (1 - H)."""
+    coherency: Scores
+    """Eq. (19), in [0, 1]; higher is better."""
+    complexity: Scores
+    """Eq. (20), in [0, 1]; lower is better."""
+    out: Explanation = field(repr=False)
+    """The explanation that was measured."""
+
+    @property
+    def average_drop(self) -> Scores:
+        """Eq. (18), in [0, 1]; lower is better."""
+        return metrics.average_drop(self.full[:, None], self.kept)
+
+    @property
+    def increase_in_confidence(self) -> Scores:
+        """Eq. (22), 0 or 1; higher is better."""
+        return metrics.increase_in_confidence(self.full[:, None], self.kept)
+
+    @property
+    def average_drop_in_deletion(self) -> Scores:
+        """Eq. (23), in [0, 1]; higher is better."""
+        return metrics.average_drop_in_deletion(self.full[:, None], self.deleted)
+
+    @property
+    def adcc(self) -> Float[Tensor, " m"]:
+        """Eq. (21) of each method's means over the images, in [0, 1]; higher is better."""
+        return metrics.adcc(self.average_drop, self.coherency, self.complexity)
+
+
+def measure(
+    model: Model | nn.Module,
+    images: Float[Tensor, "..."],
+    *,
+    methods: str | Iterable[str] = "paper",
+    layer: str | nn.Module | None = None,
+    layout: Layout | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str | Utility = "rest",
+    masking: Masking = "normalised",
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+) -> Measurements:
+    """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
+
+    Parameters are those of `explain`; `methods` may also name baselines, "FakeCAM" and "Gaussian".
+
+    Parameters
+    ----------
+    masking
+        "normalised" multiplies the images as they are, so that what is masked takes the mean colour, as the published
+        numbers were made; "raw" multiplies pixel values, so that it turns black.
+
+    Raises
+    ------
+    ValueError
+        As `explain`; and for raw masking with a module of one's own, whose normalisation is not known.
+
+    Examples
+    --------
+    >>> import torch, shapleycam as sc
+    >>> model = sc.load_model("resnet18", weights="random")
+    >>> found = sc.measure(model, torch.rand(1, 3, 64, 64), methods=["GradCAM", "FakeCAM"])
+    >>> found.methods, found.kept.shape
+    (('GradCAM', 'FakeCAM'), torch.Size([1, 2]))
+    """
+    names = _names(methods)
+    behind = background(model, masking)
+    rows = [METHODS[name] for name in names if name in METHODS]
+    cut = cut_network(model, layer, layout)
+    title, worth = resolve_utility(utility)
+    check_images(model, images)
+    images, keyed = images.detach(), cache(resolve_keys(keys, images))
+    # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
+    out = explained(model, images, rows, title, *expand_images(cut, images, rows, targets, worth, keyed, seed))
+    measured = _Measured(names, images, behind, cut, worth, keyed, seed, out)
+    first = _first_of_equals(names, out, measured.size)
+    distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
+    scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)
+    table = scores.new_empty(4, *first.shape)
+    table[:, distinct[:, 0], distinct[:, 1]] = scores
+    kept, deleted, coherency, complexity = table.gather(1, first.expand(4, -1, -1)).mT
+    full = probability(out.logits, out.targets)
+    return Measurements(names, out.targets, full, kept, deleted, coherency, complexity, out)
+
+
+def background(model: Model | nn.Module, masking: str) -> Tensor | None:
+    """What a masked pixel becomes: None for zero, the mean colour; (1, 3, 1, 1) for black.
+
+    Raises
+    ------
+    ValueError
+        For a masking that is none, or raw masking with a module of one's own, whose normalisation is not known.
+    """
+    if masking == "normalised":
+        return None
+    if masking != "raw":
+        raise ValueError(f'masking is {masking!r}, expected "normalised" or "raw"')
+    if not isinstance(model, Model):
+        raise ValueError('masking="raw" needs to know how images were normalised; pass what load_model gives')
+    parameter = next(model.module.parameters())
+    return model.preprocess.normalise(parameter.new_zeros(1, 3, 1, 1))
+
+
+def masked(images: Images, heatmaps: Heatmaps, background: Float[Tensor, "1 channels 1 1"] | None = None) -> Images:
+    """The explanation map x * H, Eq. (18): the image where the heatmap is 1, the background, None for 0, where it is 0."""
+    shares = heatmaps[:, None]
+    seen = images * shares.to(images.dtype)
+    return seen if background is None else seen + background * (1 - shares).to(images.dtype)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What scores heatmaps, any methods' of any of the images, in chunks no larger than the batch."""
+
+    names: tuple[str, ...]
+    images: Images
+    background: Tensor | None
+    cut: CutNetwork
+    utility: Utility
+    keys: Callable[[], Tensor]
+    seed: int
+    out: Explanation
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def __call__(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "4 k"]:
+        """kept, deleted, coherency and complexity of the heatmaps of method `which[i]` on image `place[i]`."""
+        maps = self._each_by_its_method(which, lambda row: self.out.explanations[row.name][place])
+        images, targets = self.images[place], self.out.targets[place]
+        kept, again = self._explain_again(masked(images, maps, self.background), maps, targets, which, place)
+        deleted = probability(self.cut.infer(masked(images, 1 - maps, self.background)), targets)
+        return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps)])
+
+    def _explain_again(
+        self, kept: Images, maps: Heatmaps, targets: Targets, which: Tensor, place: Tensor
+    ) -> tuple[Utilities, Heatmaps]:
+        """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
+        rows = [METHODS[self.names[i]] for i in which.unique().tolist() if self.names[i] in METHODS]
+        forward, _, expansion = expand_images(
+            self.cut, kept, rows, targets, self.utility, lambda: self.keys()[place], self.seed, stream=1
+        )
+        again = self._each_by_its_method(which, lambda row: explanation(row, expansion))
+        return probability(forward.logits.detach(), targets), again
+
+    def _each_by_its_method(self, which: Tensor, explain: Callable[[Method], Tensor]) -> Heatmaps:
+        """Heatmaps of k pairs, each by its own method; a baseline's is always the same."""
+        h, w = self.size
+        maps = self.images.new_empty(len(which), h, w, dtype=_wide(self.images.dtype))
+        for i in which.unique().tolist():
+            name, mine = self.names[i], which == i
+            maps[mine] = (
+                BASELINES[name](h, w).to(maps) if name in BASELINES else heatmap(explain(METHODS[name])[mine], (h, w))
+            )
+        return maps
+
+
+def _names(methods: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of methods and baselines for a name, a set or a list of both: in order, each once."""
+    known = (*SETS, *METHODS, *BASELINES)
+    given = [methods] if isinstance(methods, str) else list(methods)
+    if not given:
+        raise ValueError(f"no method was given; name one or more of {', '.join(known)}")
+    for name in given:
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}; {nearest(name, known)}")
+    return tuple(dict.fromkeys(name for each in given for name in SETS.get(each, (each,))))
+
+
+def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, int]) -> Int64[Tensor, "m b"]:
+    """For each method and image the first method in the list with the same heatmap there."""
+    methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in METHODS]
+    first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
+    for (earlier, one), (later, other) in combinations(methods, 2):
+        # Heatmaps are a thousand times as large as explanation maps, so they are compared only where the latter are close.
+        close = (rescale(one.relu()) - rescale(other.relu())).abs().amax((-2, -1)) <= CLOSE
+        rest = (close & (first[earlier] == earlier) & (first[later] == later)).nonzero()[:, 0]
+        if len(rest):
+            gap = (heatmap(one[rest], size) - heatmap(other[rest], size)).abs().amax((-2, -1))
+            first[later, rest[gap <= EQUAL]] = earlier
+    return first
+
+
+def probability(logits: Logits, targets: Targets) -> Utilities:
+    """The targets' probabilities, in float32 or wider."""
+    return post_softmax(logits.to(_wide(logits.dtype)), targets)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,455 @@
+"""Runs that are stopped, killed, shared, refused, and starved of disk: in the end the rows are those of a quiet run."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from importlib import import_module
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+import tiny
+from shapleycam import measure
+from shapleycam.bench import run as bench
+from shapleycam.bench import store
+from shapleycam.bench.run import measured
+from shapleycam.bench.store import explanation_map, read_configuration, read_footer, read_rows
+from tiny import Planned, finish
+from unchecked import library
+
+PICTURES = 11
+TESTS = Path(__file__).parents[1]
+
+# A process that dies as kill -9 ends it: at the n-th call of a function, before it or half-way through what it writes.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from shapleycam.bench import run, store
+from shapleycam.cli import main
+
+moment, count, calls = sys.argv.pop(1), int(sys.argv.pop(1)), 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def at(home, name, half=None):
+    real = getattr(home, name)
+    def counted(*given, **named):
+        global calls
+        calls += 1
+        if calls == count:
+            if half:
+                half(*given, **named)
+            die()
+        return real(*given, **named)
+    setattr(home, name, counted)
+
+def half_written(path, write):
+    with path.open("wb") as file:
+        write(file)
+        file.truncate(file.tell() // 2)
+
+if moment == "measuring":
+    at(run, "measure")
+elif moment == "writing":
+    at(store, "_write", half_written)
+elif moment == "renaming":
+    at(Path, "replace")
+elif moment == "after":
+    at(store, "write_part", store.write_part)
+main()
+"""
+
+
+def command(pictures: Path, out: Path) -> list[str]:
+    return [
+        "bench", str(pictures), "--out", str(out), "--models", "tiny:network", "--layers", "gap,conv", "--methods",
+        "GradCAM,ShapleyCAM,RandomCAM", "--part", "4", "--batch", "2", "--no-channels-last",
+    ]  # fmt: skip
+
+
+def killed(moment: str, count: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-c", KILLED, moment, str(count), *arguments]
+    return subprocess.run(call, cwd=TESTS, capture_output=True, text=True, check=False)
+
+
+def keys(rows: pa.Table) -> Counter[tuple[str, ...]]:
+    return Counter(
+        tuple(row.values()) for row in rows.select(["model", "layer", "utility", "method", "picture"]).to_pylist()
+    )
+
+
+def test_rows_are_what_measure_gives_for_each_picture_alone(planned: Planned, pictures: Path) -> None:
+    model = tiny.network()
+    rows = finish(planned()).to_pylist()
+    assert len(rows) == 2 * PICTURES * 3
+    for row in rows:
+        image = model.preprocess(pictures / row["picture"])
+        found = measure(model, image, methods=row["method"], layer=row["layer"], keys=[row["picture"]])
+        expected = [found.full, found.kept[:, 0], found.deleted[:, 0], found.coherency[:, 0], found.complexity[:, 0]]
+        got = [row[name] for name in ("full", "kept", "deleted", "coherency", "complexity")]
+        torch.testing.assert_close(torch.tensor(got), torch.cat(expected), atol=1e-6, rtol=1e-5)
+        assert row["predicted"] == row["target"] == int(found.targets)
+        exact = found.out.explanations[row["method"]][0].numpy()
+        np.testing.assert_allclose(explanation_map(row), exact, rtol=2**-11, atol=2**-11 * np.abs(exact).max())
+        assert row["label"] == {"axolotl": 0, "crane": None, "dipper": 4}[row["picture"].split("/")[0]]  # two cranes
+        assert row["status"] == "ok"
+
+
+def test_a_part_is_no_larger_than_asked_and_every_picture_is_in_one(planned: Planned) -> None:
+    plan = planned()
+    finish(plan)
+    footers = [read_footer(unit.path(plan.run)) for unit in plan.units]
+    assert [footer.pictures for footer in footers if footer] == [4, 4, 3] * 2
+    assert all(footer.complete and footer.errors == 0 for footer in footers if footer)
+
+
+@pytest.mark.parametrize("steps", range(1, 13))
+def test_a_run_that_is_closed_after_any_step_ends_with_the_same_rows(
+    planned: Planned, undisturbed: pa.Table, steps: int
+) -> None:
+    running = measured(planned())
+    done = [next(running) for _ in range(steps)]
+    running.close()
+    early = read_rows(planned().run)
+    assert keys(early).total() == 3 * sum(step.pictures for step in done)  # what went through is on disk
+    assert finish(planned()).equals(undisturbed)
+
+
+def test_a_resumed_run_measures_only_what_is_missing(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = measured(planned())
+    for _ in range(5):
+        next(running)
+    running.close()
+    seen: list[str] = []
+
+    def counted(model: Any, images: Any, *, keys: list[str], layer: str, **given: Any) -> Any:
+        seen.extend(f"{layer} {key}" for key in keys)
+        return measure(model, images, keys=keys, layer=layer, **given)
+
+    plan = planned()
+    monkeypatch.setattr(bench, "measure", counted)
+    finish(plan)
+    assert len(seen) == len(set(seen)) == 2 * PICTURES - 10
+    finish(plan)
+    assert len(seen) == 2 * PICTURES - 10
+
+
+def test_an_error_in_the_network_loses_none_of_the_batches_before_it(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def failing(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise RuntimeError("out of everything")
+        return measure(*given, **named)
+
+    plan = planned()
+    with monkeypatch.context() as patched:
+        patched.setattr(bench, "measure", failing)
+        with pytest.raises(RuntimeError, match="out of everything"):
+            finish(plan)
+    assert keys(read_rows(plan.run)).total() == 3 * 10
+    assert finish(planned()).equals(undisturbed)
+
+
+def test_killed_while_a_part_is_written_the_run_goes_on_as_if_nothing_had_been(
+    planned: Planned, undisturbed: pa.Table, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    dead = killed("writing", 4, command(pictures, out))  # run.json is the first file
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert keys(read_rows(out)).total() == 3 * 8
+    assert len(list(out.rglob("*.tmp-*"))) == 1
+    assert finish(planned("killed")).equals(undisturbed)
+    assert not list(out.rglob("*.tmp-*"))
+
+
+@pytest.mark.large
+def test_killed_at_many_moments_one_after_another_the_rows_are_those_of_a_quiet_run(
+    undisturbed: pa.Table, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    moments = [
+        ("writing", 1),
+        ("measuring", 1),
+        ("measuring", 5),
+        ("renaming", 1),
+        ("after", 1),
+        ("measuring", 2),
+        ("after", 2),
+    ]
+    for moment, count in moments:
+        dead = killed(moment, count, command(pictures, out))
+        assert dead.returncode == -signal.SIGKILL, (moment, dead.stderr)
+        if list(out.glob("parts/*/*/*/*.parquet")):
+            assert max(keys(read_rows(out)).values()) == 1
+    done = killed("never", 0, command(pictures, out))
+    assert done.returncode == 0, done.stderr
+    assert read_rows(out).equals(undisturbed)
+
+
+@pytest.mark.large
+def test_two_processes_on_the_same_parts_do_not_disturb_each_other(
+    undisturbed: pa.Table, pictures: Path, tmp_path: Path
+) -> None:
+    call = [sys.executable, "-c", KILLED, "never", "0", *command(pictures, tmp_path / "shared")]
+    both = [subprocess.Popen(call, cwd=TESTS, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert read_rows(tmp_path / "shared").equals(undisturbed)
+
+
+def test_two_runs_step_by_step_on_the_same_parts_end_with_the_same_rows(
+    planned: Planned, undisturbed: pa.Table
+) -> None:
+    first, second = planned(), planned()
+    for _ in zip_longest(measured(first), measured(second)):
+        pass
+    assert read_rows(first.run).equals(undisturbed)
+
+
+def test_a_slower_process_that_is_stopped_leaves_the_whole_part_of_a_faster_one(
+    planned: Planned, undisturbed: pa.Table
+) -> None:
+    slow = measured(planned())
+    next(slow)
+    finish(planned())
+    slow.close()
+    assert read_rows(planned().run).equals(undisturbed)
+
+
+@pytest.mark.large
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(
+    planned: Planned, undisturbed: pa.Table, pictures: Path, tmp_path: Path
+) -> None:
+    code = KILLED.replace("signal.SIGKILL", "signal.SIGINT").replace("            die()\n", "            die()\n", 1)
+    call = [sys.executable, "-c", code, "measuring", "5", *command(pictures, tmp_path / "stopped")]
+    stopped = subprocess.run(call, cwd=TESTS, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "0 of 6 parts are complete" in stopped.stderr or "1 of 6 parts are complete" in stopped.stderr
+    assert f"shapleycam bench {pictures}" in stopped.stderr
+    rows = read_rows(tmp_path / "stopped")
+    assert rows.num_rows % 6 == 0  # whole batches
+    assert finish(planned("stopped")).equals(undisturbed)
+
+
+def test_shards_of_several_machines_copied_into_one_folder_are_one_run(
+    planned: Planned, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    for i in (1, 2, 3):
+        finish(planned(f"machine{i}", shard=f"{i}/3"))
+        shutil.copytree(tmp_path / f"machine{i}", tmp_path / "all", dirs_exist_ok=True)
+    assert read_rows(tmp_path / "all").equals(undisturbed)
+    assert not planned("all").missing()
+
+
+def test_a_full_disk_costs_no_row_once_there_is_room_again(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real, calls = planned(), store._write, 0
+
+    def full(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(store, "_write", full)
+    problems = [problem for step in measured(plan) for problem in step.problems]
+    assert len(problems) == 2
+    assert "No space left on device" in problems[0]
+    assert read_rows(plan.run).equals(undisturbed)
+
+
+def test_a_disk_that_stays_full_leaves_whole_parts_and_says_which_are_missing(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real, calls = planned(), store._write, 0
+
+    def full(path: Path, write: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            path.write_bytes(b"PAR1")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_write", full)
+        finish(plan)
+    assert plan.missing() == plan.units[3:]
+    assert not list(plan.run.rglob("*.tmp-*"))
+    assert finish(planned()).equals(undisturbed)
+
+
+def test_pictures_that_cannot_be_read_are_rows_with_the_reason_and_the_others_are_measured(
+    planned: Planned, pictures: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(pictures, tmp_path / "broken")
+    (source / "crane" / "p01.png").write_bytes(b"no picture")
+    whole = source / "dipper" / "p02.png"
+    whole.write_bytes(whole.read_bytes()[:300])
+    plan = planned(source=source)
+    rows = finish(plan).to_pylist()
+    bad = [row for row in rows if row["status"] != "ok"]
+    assert sorted({row["picture"] for row in bad}) == ["crane/p01.png", "dipper/p02.png"]
+    assert {row["method"] for row in bad} == {""}
+    assert all(row["full"] is None and row["map"] is None and "picture" in row["status"] for row in bad)
+    assert len(bad) == plan.errors() == 2 * 2
+    assert len(rows) - len(bad) == 2 * 9 * 3
+
+
+def test_nan_from_a_network_is_a_row_with_the_reason_and_spares_its_neighbours(
+    planned: Planned, undisturbed: pa.Table
+) -> None:
+    rows = finish(planned(models="tiny:fragile")).to_pylist()
+    bad = [row for row in rows if row["status"] != "ok"]
+    assert {row["picture"] for row in bad} == {"dipper/p05.png"}
+    assert {row["method"] for row in bad} == {"GradCAM", "ShapleyCAM", "RandomCAM"}
+    assert all(row["full"] is None and row["status"].startswith("NaN or infinity in full") for row in bad)
+    quiet = {(row["layer"], row["method"], row["picture"]): row for row in undisturbed.to_pylist()}
+    for row in rows:
+        if row["status"] == "ok":
+            assert row["kept"] == pytest.approx(quiet[row["layer"], row["method"], row["picture"]]["kept"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "seed is 1, there 0"),
+        ({"layers": "gap"}, r'layers is \["gap"\], there \["gap", "conv"\]'),
+        ({"methods": "GradCAM,ShapleyCAM"}, 'methods is .*"ShapleyCAM"\\], there .*"RandomCAM"\\]'),
+        ({"baselines": True}, 'methods is .*"FakeCAM", "Gaussian"'),
+        ({"part": 5}, "part is 5, there 4"),
+        ({"masking": "raw"}, 'masking is "raw", there "normalised"'),
+    ],
+)
+def test_another_configuration_in_the_same_folder_is_refused_and_told_apart(
+    planned: Planned, changes: dict[str, Any], words: str
+) -> None:
+    planned()
+    with pytest.raises(ValueError, match=f"another configuration: {words}"):
+        planned(**changes)
+
+
+def test_other_pictures_in_the_same_folder_are_refused(planned: Planned, pictures: Path, tmp_path: Path) -> None:
+    planned()
+    fewer = shutil.copytree(pictures, tmp_path / "fewer")
+    (fewer / "crane" / "p01.png").unlink()
+    with pytest.raises(ValueError, match=r'pictures is \{"count": 10, .*there \{"count": 11'):
+        planned(source=fewer)
+
+
+def test_other_weights_than_the_run_began_with_are_refused(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned()
+    real = tiny.network
+
+    def other() -> Any:
+        model = real()
+        with torch.no_grad():
+            model.module[0].bias[0] += 1e-6
+        return model
+
+    monkeypatch.setattr(tiny, "network", other)
+    with pytest.raises(ValueError, match="weights of tiny:network are not those"):
+        finish(plan)
+
+
+def test_how_a_machine_works_may_change_between_starts(planned: Planned, undisturbed: pa.Table) -> None:
+    running = measured(planned())
+    next(running)
+    running.close()
+    rows = finish(planned(workers=3, batch="auto"))  # auto takes the batch of run.json
+    assert rows.equals(undisturbed)
+
+
+def test_run_json_says_what_was_run(planned: Planned) -> None:
+    plan = planned(batch="auto", channels_last=None)
+    finish(plan)
+    facts = read_configuration(plan.run)
+    assert facts["configuration"]["methods"] == ["GradCAM", "ShapleyCAM", "RandomCAM"]
+    assert facts["weights"]["tiny:network"] == {"origin": "drawn", "sha256": tiny.network().weights_hash}
+    assert facts["models"]["tiny:network"]["layers"]["conv"]["positions"] == [8, 8]
+    assert facts["batch"]["tiny:network"] in (1, 2, 4)
+    assert {"started", "finished", "seconds"} <= set(facts["times"])
+    assert {"torch", "shapleycam", "python"} <= set(facts["versions"])
+    assert (facts["seed"], facts["device"]) == (0, "cpu")
+
+
+def test_targets_are_the_labels_where_asked_and_a_picture_without_one_says_so(planned: Planned) -> None:
+    rows = finish(planned(targets="label")).to_pylist()
+    good = [row for row in rows if row["status"] == "ok"]
+    assert {row["picture"].split("/")[0] for row in good} == {"axolotl", "dipper"}
+    assert all(row["target"] == row["label"] for row in good)
+    bad = [row for row in rows if row["status"] != "ok"]
+    assert all("no class of tiny:network, 'crane'" in row["status"] for row in bad)
+
+
+def test_targets_are_the_least_likely_classes_where_asked(planned: Planned) -> None:
+    rows = finish(planned(targets="least")).to_pylist()
+    assert all(row["full"] < 0.2 and row["target"] != row["predicted"] for row in rows)
+
+
+def test_labels_as_targets_need_labels(planned: Planned, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "one.png")
+    (tmp_path / "list.txt").write_text("one.png\n")
+    with pytest.raises(ValueError, match="no picture has one"):
+        planned(source=tmp_path / "list.txt", targets="label")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": "GradCam"}, "did you mean GradCAM"),
+        ({"utilities": "logit"}, "unknown utility 'logit'"),
+        ({"models": "tiny:nothing"}, "no attribute 'nothing'"),
+        ({"models": "tiny:nn"}, "tiny:nn is not to be had|not callable|'module' object"),
+        ({"layers": "gap,layer9"}, "no layer 'layer9'"),
+        ({"batch": "0"}, "batch is '0', expected auto or a number"),
+        ({"shard": "3/2"}, "shard is '3/2', expected i/N"),
+        ({"workers": 0}, "workers is 0"),
+        ({"weights": ("tiny=",)}, "weights is 'tiny='"),
+        ({"part": 0}, "part is 0"),
+        ({"models": " , "}, "models is empty"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_measured(
+    planned: Planned, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        planned(**changes)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_second_order_method_as_published_sees_maps_after_the_relu_that_writes_in_place(planned: Planned) -> None:
+    rows = finish(planned(layers="conv", as_published=True, methods="GradCAM,ShapleyCAM,ShapleyCAM-H")).to_pylist()
+    ours = finish(planned("ours", layers="conv", methods="GradCAM,ShapleyCAM,ShapleyCAM-H")).to_pylist()
+    after = finish(planned("after", layers="4", methods="GradCAM,ShapleyCAM,ShapleyCAM-H")).to_pylist()
+    for row, own, behind in zip(rows, ours, after, strict=True):
+        expected = own if row["method"] == "GradCAM" else behind
+        assert (row["map"], row["kept"]) == (expected["map"], expected["kept"])
+    assert any(own["map"] != behind["map"] for own, behind in zip(ours, after, strict=True))
+
+
+def test_a_choice_that_does_not_exist_is_refused() -> None:
+    configuration = import_module(f"{library.__name__}.bench.configuration")
+    with pytest.raises(ValueError, match="precision is 'fp8', expected fp32 or bf16 or fp16"):
+        configuration.Configuration(precision="fp8")

@@ -1,0 +1,120 @@
+"""What a person sees of a run: lines in a log, exit codes, and how to go on."""
+
+import errno
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from shapleycam import cli, progress
+from shapleycam.bench import store
+from shapleycam.bench.run import Step
+from shapleycam.bench.store import Unit, read_configuration, read_rows
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_pictures: Path) -> Any:
+    """`shapleycam bench` with the arguments given, in this process: the exit code."""
+    monkeypatch.chdir(Path(__file__).parent)
+
+    def run(*arguments: str) -> int:
+        common = [
+            "bench",
+            str(shared_pictures),
+            "--out",
+            str(tmp_path / "run"),
+            "--models",
+            "tiny:network",
+            "--no-channels-last",
+        ]
+        monkeypatch.setattr("sys.argv", ["shapleycam", *common, *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def shared_pictures(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(5):
+        Image.effect_noise((20, 20), 90).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_log_gets_a_line_every_half_minute_with_speed_and_time_left() -> None:
+    file, now = io.StringIO(), [0.0]
+    log = progress.Log(Console(file=file), total=1000, done=100, clock=lambda: now[0])
+    for second in range(1, 71):
+        now[0] = float(second)
+        log(Step(Unit("resnet50", "conv", "rest", 0), 2))
+    assert file.getvalue().splitlines() == [
+        "160 of 1000 pictures, 2.0 pictures/s, 0:07:00 left, resnet50 conv rest",
+        "220 of 1000 pictures, 2.0 pictures/s, 0:06:30 left, resnet50 conv rest",
+    ]
+
+
+def test_a_finished_run_ends_with_0_and_the_same_command_again_too(
+    call: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert call("--methods", "GradCAM", "--part", "2", "--batch", "2") == 0
+        assert "5 pictures, all 3 parts complete" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_read_ends_in_1_and_is_named_also_when_the_run_is_called_again(
+    call: Any, shared_pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shared_pictures / "3.png").write_bytes(b"")
+    assert call("--methods", "GradCAM", "--batch", "2") == 1
+    assert "problem: 3.png: expected a picture in" in (said := capsys.readouterr().err)
+    assert "1 rows have no numbers" in said
+    assert call("--methods", "GradCAM", "--batch", "2") == 1
+
+
+def test_a_full_disk_ends_in_1_and_says_how_to_go_on(
+    call: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store._write
+
+    def full(path: Path, write: Any) -> None:
+        if ".parquet" in path.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_write", full)
+        assert call("--methods", "GradCAM", "--part", "2", "--batch", "2") == 1
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "0 of 3 parts are complete, the same command again goes on from there: shapleycam bench" in said
+    assert call("--methods", "GradCAM", "--part", "2", "--batch", "2") == 0
+
+
+def test_a_file_of_settings_is_as_good_as_flags_and_flags_go_before_it(call: Any, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'methods = ["GradCAM", "ShapleyCAM"]\nlayers = "gap,conv"\nbaselines = true\nbatch = 2\npart = 3\nseed = 5\n'
+    )
+    assert call("--config", str(file), "--seed", "7", "--layers", "conv") == 0
+    configuration = read_configuration(tmp_path / "run")["configuration"]
+    assert configuration["methods"] == ["GradCAM", "ShapleyCAM", "FakeCAM", "Gaussian"]
+    assert (configuration["layers"], configuration["part"], configuration["seed"]) == (["conv"], 3, 7)
+    assert read_rows(tmp_path / "run").num_rows == 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("methds = 'GradCAM'", "methds"), ("methods = ", "is no TOML"), ("part = 'x'", "part")]
+)
+def test_a_file_of_settings_that_does_not_fit_is_refused(
+    call: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, words: str
+) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    assert call("--config", str(tmp_path / "run.toml")) != 0
+    assert words in capsys.readouterr().err
