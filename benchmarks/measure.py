@@ -1,8 +1,8 @@
 """What measuring costs beside the forward passes that it needs: `python -m benchmarks.measure [--quick]`.
 
 Times are medians over rounds of the ratio, in the same round, of one measured batch to 1 + 2M plain forward passes of that
-batch under `torch.inference_mode()`, M being the mean number of distinct heatmaps an image. Memory is the peak of the
-tensors that a call holds, in MiB.
+batch under `torch.inference_mode()`, M being the mean number of distinct heatmaps an image. Memory is the peak of the tensors
+held above what was there before the call, in MiB.
 """
 
 import sys

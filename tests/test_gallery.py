@@ -232,6 +232,14 @@ def test_what_cannot_be_done_is_refused(
     assert not (tmp_path / "out" / "a").exists()
 
 
+def test_a_folder_below_a_file_is_refused_by_its_name(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/out' cannot be made: Not a directory; name another"):
+        next(write_explanations(model, [picture("a.png")], tmp_path / "file" / "out", methods=["GradCAM"]))
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused_and_kept(
     model: Model, picture: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -6,7 +6,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from shapleycam.bench.run import Plan, measured
+from shapleycam.bench.planned import Plan
+from shapleycam.bench.run import measured
 from shapleycam.bench.store import read_rows
 from shapleycam.network.preprocess import Preprocess
 from shapleycam.network.weights import randomise

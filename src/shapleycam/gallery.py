@@ -65,7 +65,10 @@ def write_explanations(
     wanted = find_target(model, target)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{str(out)!r} is a file; name a folder to write to, it is made if need be")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {str(out)!r} cannot be made: {error.strerror}; name another to write to") from error
     folders = _folders(pictures)
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]

@@ -82,6 +82,7 @@ def measure(
     masking: Masking = "normalised",
     seed: int = 0,
     keys: Sequence[str] | None = None,
+    infer: Callable[[Tensor], Tensor] | None = None,
 ) -> Measurements:
     """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
 
@@ -92,6 +93,9 @@ def measure(
     masking
         "normalised" multiplies the images as they are, so that what is masked takes the mean colour, as the published
         numbers were made; "raw" multiplies pixel values, so that it turns black.
+    infer
+        What gives the logits of anti-explanation maps, which need no derivative: a compiled copy of the model, say; None
+        for the model itself.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def measure(
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out = explained(model, images, rows, title, *expand_images(cut, images, rows, targets, worth, keyed, seed))
-    measured = _Measured(names, images, behind, cut, worth, keyed, seed, out)
+    measured = _Measured(names, images, behind, cut, infer or cut.infer, worth, keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
     scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)
@@ -159,6 +163,7 @@ class _Measured:
     images: Images
     background: Tensor | None
     cut: CutNetwork
+    infer: Callable[[Tensor], Tensor]
     utility: Utility
     keys: Callable[[], Tensor]
     seed: int
@@ -173,7 +178,7 @@ class _Measured:
         maps = self._each_by_its_method(which, lambda row: self.out.explanations[row.name][place])
         images, targets = self.images[place], self.out.targets[place]
         kept, again = self._explain_again(masked(images, maps, self.background), maps, targets, which, place)
-        deleted = probability(self.cut.infer(masked(images, 1 - maps, self.background)), targets)
+        deleted = probability(self.infer(masked(images, 1 - maps, self.background)), targets)
         return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps)])
 
     def _explain_again(

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from .bench.configuration import Configuration, Machine
-from .bench.run import Plan, Step, measured, plan
+from .bench.planned import Plan, plan
+from .bench.run import Step, measured
 
 EVERY = 30.0
 """Seconds between lines in a log."""

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from shapleycam.bench.configuration import Configuration, Machine
-from shapleycam.bench.run import Plan, plan
+from shapleycam.bench.planned import Plan, plan
 from tiny import Planned, finish
 
 

@@ -89,6 +89,16 @@ def test_a_write_that_fails_leaves_what_was_there_before(tmp_path: Path, monkeyp
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_who_has_a_part_open_while_it_is_replaced_reads_the_old_one_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    write_part(path, rows("old"), footer())
+    old = path.read_bytes()
+    with path.open("rb") as reader:
+        write_part(path, rows("new"), footer())
+        assert reader.read() == old
+    assert store.read_part(path)["picture"].to_pylist() == ["new"]
+
+
 def test_a_part_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "x.parquet", []
     real = os.fsync

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..measurement import measure
 from ..network.zoo import Model, load_model
@@ -37,6 +37,8 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     channels_last: bool
+    infer: Callable[[Tensor], Tensor] | None = None
+    """The compiled network, without a graph; None where nothing is compiled."""
 
     def images(self, crops: Sequence[Tensor]) -> Tensor:
         """Pixels of several crops, 0 to 255, as the network takes them."""
@@ -79,10 +81,8 @@ def load(name: str, configuration: Configuration, machine: Machine, channels_las
     if chosen is None:
         chosen = _faster_last(loaded)
     loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
-    if configuration.compile:
-        module: Any = torch.compile(loaded.model.module, options={"freezing": True})
-        loaded = replace(loaded, model=replace(loaded.model, module=module))
-    return replace(loaded, channels_last=chosen)
+    infer = _compiled(loaded.model.module) if configuration.compile else None
+    return replace(loaded, channels_last=chosen, infer=infer)
 
 
 def choose_batch(loaded: Loaded, layer: str, utility: str, most: int) -> int:
@@ -142,6 +142,18 @@ def _called(name: str) -> Model:
     if not isinstance(model, Model):
         raise TypeError(f"{name} gave a {type(model).__name__}, expected a shapleycam.Model")
     return replace(model, name=name)
+
+
+def _compiled(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    # Freezing takes the parameters as constants, so that normalisation is folded into convolutions.
+    compiled = torch.compile(module, options={"freezing": True})
+
+    def infer(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = compiled(images)
+            return logits
+
+    return infer
 
 
 @contextmanager

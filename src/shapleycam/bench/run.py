@@ -1,32 +1,25 @@
 """A run: every unit of work measured once, whatever was killed in between."""
 
-import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
-from importlib.metadata import version
-from itertools import chain, groupby, product
-from pathlib import Path
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 from torch import Tensor
 
 from ..measurement import Measurements, measure
-from ..network.arguments import resolve_utility
 from ..network.pictures import PictureError, pixels
 from ..network.zoo import Model
-from ..theory.baselines import BASELINES
-from ..theory.cams import METHODS, resolve_methods
+from ..theory.cams import METHODS
 from . import store
-from .configuration import Configuration, Machine
-from .datasets import Item, checksum, find_pictures
-from .loaded import Loaded, choose_batch, class_indices, load
-from .published import overwriting_layer
+from .datasets import Item
+from .loaded import Loaded, class_indices, load
+from .planned import Plan, now
 from .rows import failed_rows, measured_rows
 from .store import Footer, Unit
 
@@ -44,78 +37,6 @@ class Step:
     pictures: int
     problems: tuple[str, ...] = ()
     """Why rows have no numbers, or a part could not be written."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that can be started, or gone on with: nothing is measured yet."""
-
-    run: Path
-    items: tuple[Item, ...]
-    configuration: Configuration
-    machine: Machine
-    facts: dict[str, Any]
-    """What `run.json` says."""
-
-    @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """This shard's units, model by model."""
-        size, (share, shares) = self.configuration.part, self.machine.share
-        c = self.configuration
-        every = product(c.models, c.layers, c.utilities, range(-(-len(self.items) // size)))
-        return tuple(Unit(*each) for place, each in enumerate(every) if place % shares == share)
-
-    def items_of(self, unit: Unit) -> tuple[Item, ...]:
-        """The pictures of a unit."""
-        size = self.configuration.part
-        return self.items[unit.part * size : (unit.part + 1) * size]
-
-    def footer(self, unit: Unit) -> Footer | None:
-        """What the unit's part says of itself, if there is one that belongs to the run."""
-        footer = store.read_footer(unit.path(self.run))
-        return footer if footer and footer.configuration == self.facts["hash"] else None
-
-    def missing(self) -> tuple[Unit, ...]:
-        """Units of this shard that are not on disk, or not in full."""
-        return tuple(u for u in self.units if not (footer := self.footer(u)) or not footer.complete)
-
-    def errors(self) -> int:
-        """Rows of this shard on disk that have no numbers."""
-        return sum(footer.errors for unit in self.units if (footer := self.footer(unit)))
-
-
-def plan(source: Path, run: Path, configuration: Configuration, machine: Machine) -> Plan:
-    """Find the pictures, begin the run or find what is left of it, and try each model and layer once.
-
-    Raises
-    ------
-    ValueError
-        For anything in the configuration that does not fit, and for a folder with another configuration's run.
-    OSError
-        When there are no pictures, or the folder cannot be written.
-    """
-    for utility in configuration.utilities:
-        resolve_utility(utility)
-    names = _method_names(configuration)
-    items = find_pictures(source, configuration.labels)
-    if configuration.targets == "label" and all(item.label is None for item in items):
-        raise ValueError("targets is label, but no picture has one; give a file of them with labels (--labels FILE)")
-    wanted = configuration.facts(names, {"count": len(items), "sha256": checksum(items)})
-    if run.exists() and not run.is_dir():
-        raise FileExistsError(f"{str(run)!r} is a file; name a folder for the run, it is made if need be")
-    if not (run / "run.json").exists():
-        _refuse_foreign(run)
-        begun = _begin(source, wanted, configuration, machine)
-        facts = store.begin(run, begun)
-    else:
-        facts = store.read_configuration(run)
-    if changed := store.differences(facts["configuration"], wanted):
-        raise ValueError(
-            f"{str(run)!r} holds a run with another configuration: {'; '.join(changed)}; name another folder (--out), or "
-            "give the configuration that is there to go on with it"
-        )
-    store.sweep(run)
-    return Plan(run, items, configuration, machine, facts)
 
 
 def measured(plan: Plan) -> Generator[Step, None, None]:
@@ -147,7 +68,7 @@ def measured(plan: Plan) -> Generator[Step, None, None]:
     writer.flush()
     if not plan.missing():
         seconds = plan.facts["times"].get("seconds", 0) + (datetime.now(UTC) - started).total_seconds()
-        times = {**plan.facts["times"], "finished": _now(), "seconds": round(seconds, 1)}
+        times = {**plan.facts["times"], "finished": now(), "seconds": round(seconds, 1)}
         store.rewrite(plan.run, {**plan.facts, "times": times})
 
 
@@ -263,7 +184,7 @@ def _measure(
     return [
         measure(
             loaded.model, images, methods=some, layer=layer, targets=targets, utility=unit.utility, masking=c.masking,
-            seed=c.seed, keys=names,
+            seed=c.seed, keys=names, infer=loaded.infer,
         )
         for some, layer in ((first, unit.layer), (second, elsewhere))
         if some
@@ -318,69 +239,3 @@ class _Writer:
                 self.problem = f"{len(self.waiting)} parts wait for room on the disk: {error}"
                 return
             del self.waiting[unit]
-
-
-def _method_names(configuration: Configuration) -> tuple[str, ...]:
-    given = [*configuration.methods, *(BASELINES if configuration.baselines else ())]
-    names = ([each] if each in BASELINES else [row.name for row in resolve_methods(each)] for each in given)
-    return tuple(dict.fromkeys(chain.from_iterable(names)))
-
-
-def _refuse_foreign(run: Path) -> None:
-    if (run / "parts").exists():
-        raise ValueError(f"{str(run)!r} has parts but no run.json that says what they are; name another folder (--out)")
-
-
-def _begin(source: Path, wanted: dict[str, Any], configuration: Configuration, machine: Machine) -> dict[str, Any]:
-    """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
-    models, weights, batches = {}, {}, {}
-    for name in configuration.models:
-        loaded = load(name, configuration, machine)
-        models[name] = _facts(loaded, configuration)
-        weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
-        batches[name] = (
-            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], configuration.part)
-            if machine.batch == "auto"
-            else int(machine.batch)
-        )
-    return {
-        "configuration": wanted,
-        "hash": store.fingerprint(wanted),
-        "source": str(source.absolute()),
-        "labels": str(configuration.labels.absolute()) if configuration.labels else None,
-        "versions": {
-            name: version(name) for name in ("shapleycam", "torch", "torchvision", "timm", "pillow", "pyarrow")
-        }
-        | {"python": platform.python_version()},
-        "weights": weights,
-        "models": models,
-        "seed": configuration.seed,
-        "device": machine.device,
-        "batch": batches,
-        "times": {"started": _now()},
-    }
-
-
-def _facts(loaded: Loaded, configuration: Configuration) -> dict[str, Any]:
-    model, blank = loaded.model, loaded.blank(1)
-    layers: dict[str, Any] = {}
-    for layer in configuration.layers:
-        layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)
-    facts = {
-        "layers": layers,
-        "channels_last": loaded.channels_last,
-        "preprocess": asdict(model.preprocess),
-        "classes": list(model.class_names),
-        "wnids": list(model.wnids) if model.wnids else None,
-    }
-    if configuration.as_published:
-        facts["published_layers"] = {
-            layer: written
-            for layer, at in layers.items()
-            if (written := overwriting_layer(model.module, at["name"], blank)) != at["name"]
-        }
-    return facts
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

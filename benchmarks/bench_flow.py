@@ -1,0 +1,128 @@
+"""What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT]`.
+
+First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
+plain ones of the same batches in the same process. Then: 20,000 made-up pictures (or COUNT) through a tiny network, the
+pictures/s of the last thousand over those of the first thousand, and the resident memory at these two places.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from shapleycam import Model, Preprocess
+from shapleycam.bench.configuration import Configuration, Machine
+from shapleycam.bench.loaded import Loaded, load
+from shapleycam.bench.planned import Plan, plan
+from shapleycam.bench.run import measured
+from shapleycam.network.zoo import randomise
+
+from .clock import _resident
+
+
+def tiny() -> Model:
+    """Two convolutions and five classes, for images of 32 x 32."""
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
+    randomise(module, 0)
+    preprocess = Preprocess((32, 32), 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    return Model("tiny", module.eval(), preprocess, tuple("abcde"), None, {"gap": "3", "conv": "2"}, "random")
+
+
+def finish(run: Plan) -> float:
+    """Seconds of a run, without the time to load its model."""
+    steps = measured(run)
+    start = perf_counter()
+    for _ in steps:
+        pass
+    return perf_counter() - start
+
+
+def against_own_passes(pictures: Path, layer: str, folder: Path) -> float:
+    """Time of a run over the time of the forward passes that it makes, both in this process, one after the other."""
+    configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
+    machine = Machine(batch="8")
+    loaded = load("efficientnet_lite0", configuration, machine)
+    machine = Machine(batch="8", channels_last=loaded.channels_last)
+    sizes = passes(loaded, plan(pictures, folder / "counted", configuration, machine))
+    rounds = []
+    for turn in range(3):
+        seconds = finish(plan(pictures, folder / f"run{turn}", configuration, machine))
+        start = perf_counter()
+        with torch.inference_mode():
+            for size in sizes:
+                loaded.model.module(loaded.blank(size).normal_())
+        rounds.append(seconds / (perf_counter() - start))
+    return sorted(rounds)[1]
+
+
+def passes(loaded: Loaded, run: Plan) -> list[int]:
+    """How many images each forward pass of a run takes."""
+    seen: list[int] = []
+    real = nn.Conv2d.forward
+
+    def counted(self: nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
+        if self.in_channels == 3:
+            seen.append(len(images))
+        return real(self, images)
+
+    nn.Conv2d.forward = counted  # type: ignore[method-assign]
+    try:
+        finish(run)
+    finally:
+        nn.Conv2d.forward = real  # type: ignore[method-assign]
+    return seen
+
+
+def steadiness(count: int, folder: Path) -> tuple[float, float, float]:
+    """Last over first thousand's pictures/s, and MiB of resident memory after the first two thousand and at the end."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(20):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number:06}.png")
+    for number in range(20, count):
+        (pictures / f"{number:06}.png").hardlink_to(pictures / f"{number % 20:06}.png")
+    configuration = Configuration(models=("benchmarks.bench_flow:tiny",), methods=("GradCAM,ShapleyCAM",))
+    run = plan(pictures, folder / "tiny", configuration, Machine(batch="32", channels_last=False))
+    marks: dict[int, tuple[float, float]] = {}
+    done = 0
+    for step in measured(run):
+        done += step.pictures
+        marks[done] = perf_counter(), _resident("VmRSS")
+
+    def at(pictures: int) -> tuple[float, float]:
+        return marks[min(mark for mark in marks if mark >= pictures)]
+
+    first, last = at(1500)[0] - at(500)[0], at(count)[0] - at(count - 1000)[0]  # the first 500 warm everything up
+    return first / last, at(2000)[1], at(count)[1]
+
+
+def main() -> None:
+    """Print both results."""
+    pictures, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
+    with tempfile.TemporaryDirectory() as folder:
+        for layer in ("gap", "conv"):
+            print(
+                f"efficientnet_lite0 {layer}: {against_own_passes(pictures, layer, Path(folder, layer)):.2f} of its own passes"
+            )
+        speed, before, after = steadiness(count, Path(folder))
+        print(
+            f"{count} pictures: last over first thousand's pictures/s {speed:.2f}, memory {before:.0f} MiB, then {after:.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
