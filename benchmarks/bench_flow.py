@@ -22,8 +22,6 @@ from shapleycam.bench.planned import Plan, plan
 from shapleycam.bench.run import measured
 from shapleycam.network.zoo import randomise
 
-from .clock import _resident
-
 
 def tiny() -> Model:
     """Two convolutions and five classes, for images of 32 x 32."""
@@ -101,13 +99,18 @@ def steadiness(count: int, folder: Path) -> tuple[float, float, float]:
     done = 0
     for step in measured(run):
         done += step.pictures
-        marks[done] = perf_counter(), _resident("VmRSS")
+        marks[done] = perf_counter(), _resident()
 
     def at(pictures: int) -> tuple[float, float]:
         return marks[min(mark for mark in marks if mark >= pictures)]
 
     first, last = at(1500)[0] - at(500)[0], at(count)[0] - at(count - 1000)[0]  # the first 500 warm everything up
     return first / last, at(2000)[1], at(count)[1]
+
+
+def _resident() -> float:
+    """MiB of resident memory of this process; Linux only."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def main() -> None:

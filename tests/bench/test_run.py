@@ -243,7 +243,7 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(
     call = [sys.executable, "-c", code, "measuring", "5", *command(pictures, tmp_path / "stopped")]
     stopped = subprocess.run(call, cwd=TESTS, capture_output=True, text=True, check=False)
     assert stopped.returncode == 130, stopped.stderr
-    assert "0 of 6 parts are complete" in stopped.stderr or "1 of 6 parts are complete" in stopped.stderr
+    assert any(f"{done} of 6 parts are complete" in stopped.stderr for done in range(6))
     assert f"shapleycam bench {pictures}" in stopped.stderr
     rows = read_rows(tmp_path / "stopped")
     assert rows.num_rows % 6 == 0  # whole batches
