@@ -119,7 +119,7 @@ def measure(
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out = explained(model, images, rows, title, *expand_images(cut, images, rows, targets, worth, keyed, seed))
-    measured = _Measured(names, images, behind, cut, infer or cut.infer, worth, keyed, seed, out)
+    measured = _Measured(names, images, behind, cut, infer or cut.inference(), worth, keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
     scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)
@@ -176,13 +176,14 @@ class _Measured:
     def __call__(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "4 k"]:
         """kept, deleted, coherency and complexity of the heatmaps of method `which[i]` on image `place[i]`."""
         maps = self._each_by_its_method(which, lambda row: self.out.explanations[row.name][place])
-        images, targets = self.images[place], self.out.targets[place]
-        kept, again = self._explain_again(masked(images, maps, self.background), maps, targets, which, place)
+        whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
+        images, targets = self.images if whole else self.images[place], self.out.targets[place]
+        kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
         deleted = probability(self.infer(masked(images, 1 - maps, self.background)), targets)
         return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps)])
 
     def _explain_again(
-        self, kept: Images, maps: Heatmaps, targets: Targets, which: Tensor, place: Tensor
+        self, kept: Images, targets: Targets, which: Tensor, place: Tensor
     ) -> tuple[Utilities, Heatmaps]:
         """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
         rows = [METHODS[self.names[i]] for i in which.unique().tolist() if self.names[i] in METHODS]
@@ -193,15 +194,16 @@ class _Measured:
         return probability(forward.logits.detach(), targets), again
 
     def _each_by_its_method(self, which: Tensor, explain: Callable[[Method], Tensor]) -> Heatmaps:
-        """Heatmaps of k pairs, each by its own method; a baseline's is always the same."""
-        h, w = self.size
-        maps = self.images.new_empty(len(which), h, w, dtype=_wide(self.images.dtype))
-        for i in which.unique().tolist():
-            name, mine = self.names[i], which == i
-            maps[mine] = (
-                BASELINES[name](h, w).to(maps) if name in BASELINES else heatmap(explain(METHODS[name])[mine], (h, w))
-            )
-        return maps
+        """Heatmaps of k pairs in the order of their methods, each by its own; a baseline's is always the same."""
+        parts: list[Tensor] = []
+        for i, count in zip(*(each.tolist() for each in which.unique_consecutive(return_counts=True)), strict=True):
+            start = sum(map(len, parts))
+            if (name := self.names[i]) in BASELINES:
+                baseline = BASELINES[name](*self.size).to(which.device, _wide(self.images.dtype))
+                parts.append(baseline.expand(count, -1, -1))
+            else:
+                parts.append(heatmap(explain(METHODS[name])[start : start + count], self.size))
+        return torch.cat(parts)
 
 
 def _names(methods: str | Iterable[str]) -> tuple[str, ...]:

@@ -93,15 +93,16 @@ def keys(rows: pa.Table) -> Counter[tuple[str, ...]]:
 
 def test_rows_are_what_measure_gives_for_each_picture_alone(planned: Planned, pictures: Path) -> None:
     model = tiny.network()
-    rows = finish(planned()).to_pylist()
+    rows = finish(planned(batch="3", part=11, targets="least")).to_pylist()  # batches of several classes
     assert len(rows) == 2 * PICTURES * 3
+    assert len({row["target"] for row in rows}) > 1
     for row in rows:
         image = model.preprocess(pictures / row["picture"])
-        found = measure(model, image, methods=row["method"], layer=row["layer"], keys=[row["picture"]])
+        found = measure(model, image, methods=row["method"], layer=row["layer"], targets="least", keys=[row["picture"]])
         expected = [found.full, found.kept[:, 0], found.deleted[:, 0], found.coherency[:, 0], found.complexity[:, 0]]
         got = [row[name] for name in ("full", "kept", "deleted", "coherency", "complexity")]
         torch.testing.assert_close(torch.tensor(got), torch.cat(expected), atol=1e-6, rtol=1e-5)
-        assert row["predicted"] == row["target"] == int(found.targets)
+        assert (row["target"], row["predicted"]) == (int(found.targets), int(found.out.logits.argmax()))
         exact = found.out.explanations[row["method"]][0].numpy()
         np.testing.assert_allclose(explanation_map(row), exact, rtol=2**-11, atol=2**-11 * np.abs(exact).max())
         assert row["label"] == {"axolotl": 0, "crane": None, "dipper": 4}[row["picture"].split("/")[0]]  # two cranes
@@ -277,6 +278,22 @@ def test_a_full_disk_costs_no_row_once_there_is_room_again(
     assert len(problems) == 2
     assert "No space left on device" in problems[0]
     assert read_rows(plan.run).equals(undisturbed)
+
+
+def test_a_disk_that_is_full_for_the_last_part_alone_is_tried_once_more_at_the_end(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real, calls = planned(), store._write, 0
+
+    def full(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*given)
+
+    monkeypatch.setattr(store, "_write", full)
+    assert finish(plan).equals(undisturbed)
 
 
 def test_a_disk_that_stays_full_leaves_whole_parts_and_says_which_are_missing(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -175,3 +176,12 @@ def test_an_unknown_column_is_refused(tmp_path: Path) -> None:
     begin(tmp_path, FACTS)
     with pytest.raises(ValueError, match="no column 'adcc'"):
         read_rows(tmp_path, ["adcc"])
+
+
+def test_a_part_of_another_configuration_is_made_anew(planned: Planned) -> None:
+    plan, other = planned(), planned("other", seed=1)
+    quiet = finish(plan)
+    finish(other)
+    shutil.copy(other.units[2].path(other.run), plan.units[2].path(plan.run))
+    assert plan.missing() == (plan.units[2],)
+    assert finish(planned()).equals(quiet)

@@ -88,10 +88,16 @@ class CutNetwork:
             raise ValueError(self._runs(len(tap.leaves), images))
         return Pass(self._target_layer(tap.leaves[0], images), tap.leaves[0], _logits(logits, len(images)))
 
-    def infer(self, images: Images) -> Logits:
-        """The network's logits (b, c), without a graph and without a cut, under the same conditions."""
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return _logits(twin(self.module, {})(images), len(images))
+    def inference(self) -> Callable[[Tensor], Tensor]:
+        """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
+        with torch.inference_mode(False):
+            network = twin(self.module, {})
+
+        def infer(images: Tensor) -> Tensor:
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                return _logits(network(images), len(images))
+
+        return infer
 
     def _target_layer(self, output: Tensor, images: Tensor) -> TargetLayer:
         if output.ndim != 4 or len(output) != len(images):
