@@ -10,14 +10,16 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def ratios(contestants: dict[str, Callable[[], object]], runs: int = 9) -> dict[str, float]:
-    """The median over `runs` rounds of each contestant's time over the first contestant's in the same round."""
-    for run in contestants.values():
-        run()
+    """The median over `runs` rounds of each contestant's time over the first contestant's in the same round.
+
+    Each is timed behind an untimed call of its own, as in a loop: else it pays for what the one before did to the memory.
+    """
     rounds = []
     for _ in range(runs):
         times = {}
         for name, run in contestants.items():
             gc.collect()
+            run()
             start = perf_counter()
             run()
             times[name] = perf_counter() - start

@@ -408,7 +408,24 @@ def test_copy_of_a_copy_is_a_copy() -> None:
     second = twin(first, {})
     with torch.no_grad():
         assert torch.equal(second(IMAGES), first(IMAGES))
-    assert not set(everything(second)).intersection(everything(first))
+    shared = set(everything(second)).intersection(everything(first))
+    assert {type(module) for module in shared} == {nn.Conv2d, nn.BatchNorm2d, nn.Dropout}
+
+
+def test_layers_of_pytorch_are_shared_in_eval_mode_only_and_only_as_they_come() -> None:
+    def shared(change: Callable[[nn.Module], object]) -> bool:
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+        change(network[0])
+        return twin(network, {})[0] is network[0]
+
+    assert shared(lambda layer: None)
+    assert not shared(lambda layer: layer.train())
+    assert not shared(lambda layer: layer.register_forward_hook(lambda *_: None))
+    assert not shared(lambda layer: layer.register_forward_pre_hook(lambda *_: None))
+    assert not shared(lambda layer: layer.register_full_backward_hook(lambda *_: None))
+    assert not shared(lambda layer: layer.compile(backend="eager"))
+    assert not shared(lambda layer: layer.add_module("child", nn.ReLU()))
+    assert not shared(lambda layer: setattr(layer, "forward", layer.forward))
 
 
 # torch.compile, inference mode, ScriptModules

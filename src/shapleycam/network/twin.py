@@ -1,6 +1,6 @@
 """A private copy of a module tree: the user's model gets no hook, no mode change and no lock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import partial
 from itertools import islice
 from types import MethodType
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules import activation, batchnorm, conv, dropout, flatten, linear, normalization, pooling
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 
@@ -16,6 +17,14 @@ _STANDARD = tuple(vars(nn.Module()))
 _TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing")
 """Off in the copy; a block that is run again to save memory runs out of sight of what makes attention differentiable."""
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_STATEFUL = ("training", "_modules", "_compiled_call_impl", "_backward_hooks", "_backward_pre_hooks", *_HOOKS)
+_PURE = frozenset(
+    kind
+    for family in (activation, batchnorm, conv, dropout, flatten, linear, normalization, pooling)
+    for kind in vars(family).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Module)
+)
+"""PyTorch's own layers, which in eval mode write nothing to themselves."""
 _PLAIN = {bool, int, float, str, type(None), torch.Size}
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
@@ -30,16 +39,17 @@ def unwrap(module: nn.Module) -> nn.Module:
 def twin(root: nn.Module, hooks: dict[nn.Module, Hook]) -> nn.Module:
     """A copy of `root` in eval mode with `hooks` behind some of its modules, sharing all parameters and buffers.
 
-    Every module is copied, for a forward pass may write to any of them. Forward hooks are part of the model and stay;
-    backward hooks, which wait for gradients of the user's own, are left out, and so are torch.compile's wrappers, for
-    compiled code has no second derivative. Only ScriptModules, whose code cannot be reached, stay what they are.
+    Every module that a forward pass may write to is copied: all but PyTorch's own layers in eval mode, most of a network.
+    Forward hooks are part of the model and stay; backward hooks, which wait for gradients of the user's own, are left out,
+    and so are torch.compile's wrappers, for compiled code has no second derivative. ScriptModules, whose code cannot be
+    reached, stay what they are.
 
     Raises
     ------
     TypeError
         When a ScriptModule would have to be copied, for a hook or for its training mode.
     """
-    reached = _reached(root)
+    reached = _reached(root, hooks)
     for module in (*reached, *hooks):
         if isinstance(module, torch.jit.ScriptModule) and (module in hooks or module.training):
             raise TypeError(
@@ -104,8 +114,8 @@ def _modules_in(value: Any) -> list[nn.Module]:
     return found
 
 
-def _reached(root: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every module that `root` holds, as a submodule, in a list, or by a bound method, with its holding attributes."""
+def _reached(root: nn.Module, hooks: Container[nn.Module]) -> dict[nn.Module, list[str]]:
+    """Every module to copy that `root` holds, as a submodule, in a list, or by a bound method, with its holding attributes."""
     found: dict[nn.Module, list[str]] = {root: []}
     queue = [root]
     while queue:
@@ -117,10 +127,23 @@ def _reached(root: nn.Module) -> dict[nn.Module, list[str]]:
             if held or isinstance(value, torch.Tensor):
                 found[holder].append(name)
         for module in reached:
-            if module not in found:
+            if module not in found and (module in hooks or not _pure(module)):
                 found[module] = []
                 queue.append(module)
     return found
+
+
+def _pure(module: nn.Module) -> bool:
+    if type(module) not in _PURE:
+        return False
+    state = vars(module)
+    return (
+        not any(map(state.get, _STATEFUL))
+        and "forward" not in state
+        and not any(
+            t.is_inference() for t in (*state["_parameters"].values(), *state["_buffers"].values()) if t is not None
+        )
+    )
 
 
 def _candidates(module: nn.Module) -> list[tuple[str, Any]]:
