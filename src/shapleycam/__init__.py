@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .explanation import Explanation, ImageWarning, explain
+    from .faithfulness import Fidelity, Kind, classify, fidelity
     from .measurement import Measurements, measure
     from .network.cut import TargetLayer, layers
     from .network.pictures import PictureError, read_picture
     from .network.preprocess import Preprocess
     from .network.weights import WeightsError
     from .network.zoo import ZOO, Model, load_model
+    from .network_game import Game, exact, game, interactions, sampled
     from .render import overlay, sheet
     from .theory import metrics
     from .theory.baselines import BASELINES
     from .theory.cams import METHODS, SETS
+    from .theory.shapley import ShapleyValues
     from .theory.utility import UTILITIES
 
 __version__ = "0.1.0"
@@ -27,6 +30,9 @@ _HOMES = {
     "measurement": ("Measurements", "measure"),
     "theory.baselines": ("BASELINES",),
     "explanation": ("Explanation", "ImageWarning", "explain"),
+    "faithfulness": ("Fidelity", "Kind", "classify", "fidelity"),
+    "network_game": ("Game", "exact", "game", "interactions", "sampled"),
+    "theory.shapley": ("ShapleyValues",),
     "network.cut": ("TargetLayer", "layers"),
     "network.pictures": ("PictureError", "read_picture"),
     "network.preprocess": ("Preprocess",),
@@ -45,20 +51,30 @@ __all__ = [
     "UTILITIES",
     "ZOO",
     "Explanation",
+    "Fidelity",
+    "Game",
     "ImageWarning",
+    "Kind",
     "Measurements",
     "Model",
     "PictureError",
     "Preprocess",
+    "ShapleyValues",
     "TargetLayer",
     "WeightsError",
+    "classify",
+    "exact",
     "explain",
+    "fidelity",
+    "game",
+    "interactions",
     "layers",
     "load_model",
     "measure",
     "metrics",
     "overlay",
     "read_picture",
+    "sampled",
     "sheet",
 ]
 

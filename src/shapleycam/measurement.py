@@ -114,12 +114,12 @@ def measure(
     behind = background(model, masking)
     rows = [METHODS[name] for name in names if name in METHODS]
     cut = cut_network(model, layer, layout)
-    title, worth = resolve_utility(utility)
+    named = resolve_utility(utility)
     check_images(model, images)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
-    out = explained(model, images, rows, title, *expand_images(cut, images, rows, targets, worth, keyed, seed))
-    measured = _Measured(names, images, behind, cut, infer or cut.inference(), worth, keyed, seed, out)
+    out = explained(model, cut, images, rows, named, *expand_images(cut, images, rows, targets, named[1], keyed, seed))
+    measured = _Measured(names, images, behind, cut, infer or cut.inference(), named[1], keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
     scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)

@@ -60,10 +60,10 @@ def cut_network(model: Model | nn.Module, layer: str | nn.Module | None, layout:
     return CutNetwork(model, layer, layout)
 
 
-def run(cut: CutNetwork, images: Tensor, second_order: bool) -> Pass:
+def run(cut: CutNetwork, images: Tensor, *, second_order: bool = False, replay: bool = False) -> Pass:
     """One forward pass; an error that the network raises gets a note of what it was given."""
     try:
-        return cut(images, second_order=second_order)
+        return cut(images, second_order=second_order, replay=replay)
     except (RuntimeError, AssertionError) as error:
         error.add_note(
             f"shapleycam ran {type(cut.module).__name__} on images of shape {tuple(images.shape)}, {images.dtype}"

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..theory.axes import Images, Logits, Maps
 from ..theory.cams import nearest
+from .tail import Log, Tail, logits_of
 from .twin import twin, unwrap
 
 Layout = Literal["bnhw", "bhwn"]
@@ -40,6 +41,8 @@ class Pass:
     leaf: Tensor
     """The target layer's own output, in the layer's layout: a tensor that the cut owns and nothing writes into."""
     logits: Logits
+    tail: Tail | None = None
+    """What gives the logits of other maps, if that was asked for."""
 
     def maps(self, tensor: Tensor) -> Maps:
         """A tensor shaped like `leaf`, as (b, n, h, w)."""
@@ -66,8 +69,10 @@ class CutNetwork:
         self.name, self.layer = _find(self.module, layer)
         self.layout = layout
 
-    def __call__(self, images: Images, *, second_order: bool = False) -> Pass:
+    def __call__(self, images: Images, *, second_order: bool = False, replay: bool = False) -> Pass:
         """Run the network once; `second_order` makes the tail's attention twice differentiable.
+
+        `replay` keeps what the head handed out, for a pass that has a `tail`.
 
         Autocast is off: maps, logits and derivatives are what the parameters' own precision gives.
 
@@ -82,11 +87,21 @@ class CutNetwork:
             torch.autocast(images.device.type, enabled=False),
             ExitStack() as tail,
         ):
-            tap = _Tap(self.name, tail, CompositeAttention() if second_order else nullcontext())
-            logits = twin(self.module, {self.layer: tap})(images.clone())
+            mode = CompositeAttention if second_order else nullcontext
+            tap = _Tap(self.name, tail, mode())
+            log = Log(self.module, self.name) if replay else None
+            logits = twin(self.module, {self.layer: tap}, log.calls if log else {})(images.clone())
         if len(tap.leaves) != 1:
             raise ValueError(self._runs(len(tap.leaves), images))
-        return Pass(self._target_layer(tap.leaves[0], images), tap.leaves[0], _logits(logits, len(images)))
+        layer = self._target_layer(tap.leaves[0], images)
+        again = Tail(self.module, self.layer, log.ended, images.detach().clone(), layer.layout, mode) if log else None
+        return Pass(layer, tap.leaves[0], logits_of(logits, len(images)), again)
+
+    def tail(self, images: Images) -> Tail:
+        """What gives the logits of other activation maps of these images, from one pass."""
+        found = self(images, replay=True).tail
+        assert found is not None
+        return found
 
     def inference(self) -> Callable[[Tensor], Tensor]:
         """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
@@ -95,7 +110,7 @@ class CutNetwork:
 
         def infer(images: Tensor) -> Tensor:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                return _logits(network(images), len(images))
+                return logits_of(network(images), len(images))
 
         return infer
 
@@ -267,11 +282,3 @@ def _find(module: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
         if each is unwrap(layer):
             return name, each
     raise ValueError(f"layer is a {type(layer).__name__} that is not part of the network; pass one of its submodules")
-
-
-def _logits(output: Any, images: int) -> Tensor:
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the network puts out a {type(output).__name__}, expected a tensor of logits (b, c)")
-    if output.ndim != 2 or output.shape[0] != images:
-        raise ValueError(f"the network puts out {tuple(output.shape)} for {images} images, expected logits (b, c)")
-    return output

@@ -1,20 +1,51 @@
 """The utility expanded around the whole coalition: the only place where networks are differentiated."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..theory.axes import Maps, Targets, Utilities
-from ..theory.crg import Expansion
+from ..theory.axes import Logits, Maps, Targets, Utilities
+from ..theory.crg import Expansion, efficiency_gap, quadrature
 from ..theory.utility import Utility
 from .cut import Pass
+from .tail import Tail
+
+ROOM = 2**22
+"""Numbers of the maps that a tail is given at a time, so that memory is bounded."""
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where U' is taken on the path from no activation to all, and how often."""
+
+    first: int = 8
+    """K: nodes to begin with."""
+    tolerance: float | None = None
+    """Efficiency gap that an image must keep below, or its nodes are doubled; None for no doubling."""
+    most: int = 256
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.most:
+            raise ValueError(f"nodes is {self.first}, expected 1 to max_nodes, {self.most}")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}, expected a share of the utility above 0, or None")
+
+
+_EIGHT = Nodes()
 
 
 def expand(
-    forward: Pass, targets: Targets, utility: Utility, ingredients: frozenset[str], noise: Callable[[], Maps]
+    forward: Pass,
+    targets: Targets,
+    utility: Utility,
+    ingredients: frozenset[str],
+    noise: Callable[[], Maps],
+    nodes: Nodes = _EIGHT,
 ) -> Expansion:
-    """U' and, if asked for, HX of each image's utility, by one or two backward passes over the tail.
+    """U' and, if asked for, HX and the path of each image's utility, by backward passes over the tail.
 
     `noise` is called if asked for. A utility that is linear in the maps has HX = 0.
 
@@ -23,43 +54,103 @@ def expand(
     ValueError
         When the utility does not give one number an image, or does not depend on the maps.
     """
-    gradient = hvp = None
-    if "gradient" in ingredients:
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
-            slope = _slope(forward, worth(forward, targets, utility), create_graph="hvp" in ingredients)
+    gradient = hvp = path = empty = None
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
+        if "path" in ingredients:
+            path, empty = _path(forward, targets, utility, nodes)
+        if "gradient" in ingredients:
+            utilities = worth(forward.logits, targets, utility)
+            slope = _slope(forward, utilities, forward.leaf, create_graph="hvp" in ingredients)
             gradient = _wide(forward.maps(slope.detach()))
             if "hvp" in ingredients:
-                hvp = _wide(forward.maps(_curvature(forward, slope)))
+                hvp = _wide(forward.maps(_curvature(slope, forward.leaf, forward.leaf.detach())))
     return Expansion(
         maps=_wide(forward.maps(forward.leaf.detach())),
         gradient=gradient,
         hvp=hvp,
+        path=path,
+        empty=empty,
         noise=noise() if "noise" in ingredients else None,
     )
 
 
-def worth(forward: Pass, targets: Targets, utility: Utility) -> Utilities:
-    """U of each image, with the graph of the tail.
+def worth(logits: Logits, targets: Targets, utility: Utility) -> Utilities:
+    """U of each row of logits, in float32 or wider, with their graph.
 
     Raises
     ------
     ValueError
         When the utility does not give one number an image.
     """
-    utilities = utility(_wide(forward.logits), targets)
+    utilities = utility(_wide(logits), targets)
     if not isinstance(utilities, Tensor) or utilities.shape != targets.shape:
         got = f"shape {tuple(utilities.shape)}" if isinstance(utilities, Tensor) else f"a {type(utilities).__name__}"
         raise ValueError(
-            f"the utility gave {got} for logits {tuple(forward.logits.shape)}, expected one number an image, "
+            f"the utility gave {got} for logits {tuple(logits.shape)}, expected one number an image, "
             f"{tuple(targets.shape)}"
         )
     return utilities
 
 
-def _slope(forward: Pass, utilities: Tensor, create_graph: bool) -> Tensor:
+def empty_worth(forward: Pass, targets: Targets, utility: Utility) -> Utilities:
+    """U(0) of each image: what is left when no position plays."""
+    with torch.no_grad():
+        return worth(_tail(forward)(torch.zeros_like(forward.maps(forward.leaf))), targets, utility)
+
+
+def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Float[Tensor, "k ..."]) -> Maps:
+    """H (shares A) for each share of one image's maps, (k, n, h, w): the Hessian of the utility at A in k directions."""
+    with torch.inference_mode(False), torch.enable_grad():
+        maps = forward.maps(forward.leaf.detach())
+        rows = maps.repeat(len(shares), *[1] * (maps.ndim - 1)).requires_grad_()
+        logits = _tail(forward).of(rows.clone)
+        utilities = worth(logits, torch.full((len(rows),), target, device=logits.device), utility)
+        return _wide(_curvature(_slope(forward, utilities, rows, create_graph=True), rows, maps * shares))
+
+
+def _path(forward: Pass, targets: Targets, utility: Utility, nodes: Nodes) -> tuple[Maps, Utilities]:
+    """The mean of U'(tA) over t, and U(0); an image's nodes are doubled until its efficiency gap is within the tolerance."""
+    maps = _wide(forward.maps(forward.leaf.detach()))
+    full = worth(forward.logits.detach(), targets, utility)
+    mean, empty = _mean_slope(forward, targets, utility, nodes.first)
+    count = nodes.first
+    while nodes.tolerance is not None and 2 * count <= nodes.most:
+        rest = efficiency_gap((mean * maps).flatten(1).sum(1), full, empty) > nodes.tolerance
+        if not rest.any():
+            break
+        count *= 2
+        finer, _ = _mean_slope(forward, targets, utility, count)
+        mean = torch.where(rest.view(-1, *[1] * (mean.ndim - 1)), finer, mean)  # no image hangs on another's
+    return mean, empty
+
+
+def _mean_slope(forward: Pass, targets: Targets, utility: Utility, nodes: int) -> tuple[Maps, Utilities]:
+    maps, tail = forward.maps(forward.leaf.detach()), _tail(forward)
+    points, weights = quadrature(nodes)
+    points, weights = torch.cat([points.new_zeros(1), points]), torch.cat([weights.new_zeros(1), weights])
+    mean, empty = _wide(torch.zeros_like(maps)), None
+    size = max(1, ROOM // maps.numel())
+    for some, shares in zip(points.to(maps).split(size), weights.to(mean).split(size), strict=True):
+        rows = torch.outer(some, maps.flatten()).view(-1, *maps.shape[1:]).requires_grad_()
+        with torch.enable_grad():
+            utilities = worth(tail.of(rows.clone), targets.repeat(len(some)), utility)
+            slopes = _slope(forward, utilities, rows)
+        mean += torch.einsum("k,k...->...", shares, _wide(slopes).view(len(some), *maps.shape))
+        empty = utilities[: len(maps)].detach() if empty is None else empty
+    assert empty is not None
+    return mean, empty
+
+
+def _tail(forward: Pass) -> Tail:
+    if forward.tail is None:
+        raise ValueError("the pass has no tail; ask for it with replay=True")
+    return forward.tail
+
+
+def _slope(forward: Pass, utilities: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
     slope = None
     if utilities.requires_grad:
-        (slope,) = torch.autograd.grad(utilities.sum(), forward.leaf, create_graph=create_graph, allow_unused=True)
+        (slope,) = torch.autograd.grad(utilities.sum(), at, create_graph=create_graph, allow_unused=True)
     if slope is None:
         raise ValueError(
             f"the utility does not depend on layer {forward.layer.name!r}: no gradient path leads from the logits to its "
@@ -68,10 +159,10 @@ def _slope(forward: Pass, utilities: Tensor, create_graph: bool) -> Tensor:
     return slope
 
 
-def _curvature(forward: Pass, slope: Tensor) -> Tensor:
+def _curvature(slope: Tensor, at: Tensor, direction: Tensor) -> Tensor:
     hvp = None
     if slope.requires_grad:
-        (hvp,) = torch.autograd.grad(slope, forward.leaf, forward.leaf.detach(), allow_unused=True)
+        (hvp,) = torch.autograd.grad(slope, at, direction, allow_unused=True)
     return torch.zeros_like(slope) if hvp is None else hvp
 
 

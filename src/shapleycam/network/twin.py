@@ -1,17 +1,21 @@
 """A private copy of a module tree: the user's model gets no hook, no mode change and no lock."""
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from itertools import islice
-from types import MethodType
+from types import MappingProxyType, MethodType
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import nn
 from torch.nn.modules import activation, batchnorm, conv, dropout, flatten, linear, normalization, pooling
 
 Hook = Callable[[nn.Module, Any, Any], Any]
+Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""What a copy does when it is called: given what it would do, and with what."""
 
+_NO_CALLS: Mapping[nn.Module, Call] = MappingProxyType({})
 _STANDARD = tuple(vars(nn.Module()))
 """The attributes that every module has, and has first."""
 _TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing")
@@ -36,8 +40,10 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def twin(root: nn.Module, hooks: dict[nn.Module, Hook]) -> nn.Module:
+def twin(root: nn.Module, hooks: Mapping[nn.Module, Hook], calls: Mapping[nn.Module, Call] = _NO_CALLS) -> nn.Module:
     """A copy of `root` in eval mode with `hooks` behind some of its modules, sharing all parameters and buffers.
+
+    Some modules are not run when they are called, but what `calls` says of them.
 
     Every module that a forward pass may write to is copied: all but PyTorch's own layers in eval mode, most of a network.
     Forward hooks are part of the model and stay; backward hooks, which wait for gradients of the user's own, are left out,
@@ -49,9 +55,10 @@ def twin(root: nn.Module, hooks: dict[nn.Module, Hook]) -> nn.Module:
     TypeError
         When a ScriptModule would have to be copied, for a hook or for its training mode.
     """
-    reached = _reached(root, hooks)
-    for module in (*reached, *hooks):
-        if isinstance(module, torch.jit.ScriptModule) and (module in hooks or module.training):
+    changed = {*hooks, *calls}
+    reached = _reached(root, changed)
+    for module in (*reached, *changed):
+        if isinstance(module, torch.jit.ScriptModule) and (module in changed or module.training):
             raise TypeError(
                 f"{type(module).__name__} is a ScriptModule, whose layers cannot be cut, nor its mode changed on a copy; "
                 "explain the module that it was scripted from"
@@ -72,8 +79,19 @@ def twin(root: nn.Module, hooks: dict[nn.Module, Hook]) -> nn.Module:
     for old, hook in hooks.items():
         mine = vars(copies[old])["_forward_hooks"]
         mine[_hook_key(mine)] = hook
+    for old, call in calls.items():
+        vars(copies[old])["_compiled_call_impl"] = _called(ref(copies[old]), call)
     renewed: nn.Module = _renewed(root, copies)
     return renewed
+
+
+def _called(copy: ref[nn.Module], call: Call) -> Callable[..., Any]:
+    """What PyTorch calls in place of a module; without a strong reference, or copies would wait for the collector."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(vars(nn.Module)["_call_impl"].__get__(copy()), args, kwargs)
+
+    return called
 
 
 def _renewed(value: Any, copies: dict[nn.Module, nn.Module]) -> Any:

@@ -66,11 +66,27 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             Method("ShapleyCAM", "Eq. (14), mean", "second", "Cai 2025", mean),
             Method("ShapleyCAM-H", "Eq. (14)", "second", "Cai 2025", identity),
             Method("ShapleyCAM-E", "Eq. (14), ReLU inside", "second", "Cai 2025", identity, relu_inside=True),
+            Method("AumannCAM", "mean of U'(tA), mean", "path", "Aumann and Shapley 1974", mean),
+            Method("AumannCAM-H", "mean of U'(tA)", "path", "Aumann and Shapley 1974", identity),
+            Method(
+                "AumannCAM-E",
+                "mean of U'(tA), ReLU inside",
+                "path",
+                "Aumann and Shapley 1974",
+                identity,
+                relu_inside=True,
+            ),
         )
     }
 )
 
-SETS: Mapping[str, tuple[str, ...]] = MappingProxyType({"paper": tuple(METHODS), "all": tuple(METHODS)})
+SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "paper": tuple(name for name, row in METHODS.items() if row.order != "path"),
+        "path": tuple(name for name, row in METHODS.items() if row.order == "path"),
+        "all": tuple(METHODS),
+    }
+)
 """Names for several methods: "paper" has the paper's ten, "all" those that cost no more than gradients behind the cut."""
 
 

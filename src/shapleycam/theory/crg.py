@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from .axes import Maps, Weights
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
-Order = Literal["none", "first", "second"]
+from .axes import Maps, Utilities, Weights
+
+Order = Literal["none", "first", "second", "path"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,10 @@ class Expansion:
     """U', the derivative of each image's utility with respect to its A."""
     hvp: Maps | None = None
     """HX, the Hessian of the utility times A itself."""
+    path: Maps | None = None
+    """The mean of U'(tA) over t from 0 to 1."""
+    empty: Utilities | None = None
+    """U(0), what no player is worth, (b,); known where `path` is."""
     noise: Weights | None = None
     """One number in [-1, 1) an image and map, (b, n, 1, ...): RandomCAM's weights."""
 
@@ -42,19 +50,50 @@ def second_order(expansion: Expansion) -> Maps:
     return _asked(expansion.gradient) - _asked(expansion.hvp) / 2
 
 
+def path_order(expansion: Expansion) -> Maps:
+    """W = the integral of U'(tA) over t in [0, 1]: the Aumann-Shapley value (Aumann and Shapley 1974) of the game.
+
+    It adds up to U(A) - U(0), and with K nodes it is the Shapley value where the utility is multilinear in up to 2K players
+    (Owen 1972).
+    """
+    return _asked(expansion.path)
+
+
 def no_order(expansion: Expansion) -> Weights:
     """W drawn at random: a baseline that knows nothing of the utility."""
     return _asked(expansion.noise)
 
 
 COEFFICIENTS: Mapping[Order, Callable[[Expansion], Weights]] = MappingProxyType(
-    {"none": no_order, "first": first_order, "second": second_order}
+    {"none": no_order, "first": first_order, "second": second_order, "path": path_order}
 )
 
 INGREDIENTS: Mapping[Order, frozenset[str]] = MappingProxyType(
-    {"none": frozenset({"noise"}), "first": frozenset({"gradient"}), "second": frozenset({"gradient", "hvp"})}
+    {
+        "none": frozenset({"noise"}),
+        "first": frozenset({"gradient"}),
+        "second": frozenset({"gradient", "hvp"}),
+        "path": frozenset({"path"}),
+    }
 )
 """What each order needs of an `Expansion` beside the maps."""
+
+
+def quadrature(nodes: int) -> tuple[Float[Tensor, " nodes"], Float[Tensor, " nodes"]]:
+    """Nodes in (0, 1) and weights of Gauss-Legendre quadrature, exact for polynomials of degree below 2 `nodes`; float64.
+
+    By the eigenvalues of the Jacobi matrix (Golub and Welsch 1969).
+    """
+    k = torch.arange(1, nodes, dtype=torch.float64)
+    beside = k / (4 * k**2 - 1).sqrt()
+    points, vectors = torch.linalg.eigh(torch.diag(beside, 1) + torch.diag(beside, -1))
+    return (points + 1) / 2, vectors[0] ** 2
+
+
+def efficiency_gap(total: Utilities, full: Utilities, empty: Utilities) -> Utilities:
+    """|total - (U(A) - U(0))| over |U(A) - U(0)|: how far shares are from adding up to what there is to share; 0 is best."""
+    earned = full - empty
+    return (total - earned).abs() / earned.abs().clamp(min=1e-6)
 
 
 def _asked(ingredient: Weights | None) -> Weights:

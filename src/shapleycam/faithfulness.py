@@ -1,0 +1,187 @@
+"""`fidelity`: how close each method's explanation is to the Shapley values of the game that it claims to explain."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from .explanation import Explanation, expand_images, explain
+from .network.arguments import check_images, cut_network, resolve_keys, resolve_utility
+from .network.cut import Layout
+from .network.expand import Nodes
+from .network.zoo import Model
+from .network_game import Game, exact, game, sampled
+from .theory.agreement import AGREEMENTS, deviation, relative_error
+from .theory.cams import explanation, identity, mean, resolve_methods
+from .theory.shapley import MOST, ShapleyValues
+
+Scores = Float[Tensor, "b m"]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What `fidelity` found for b images and m methods; (b, m) but where it says otherwise, on the images' device."""
+
+    methods: tuple[str, ...]
+    """The names of the columns."""
+    error: Scores
+    """Relative L2 error |E - phi| / |phi|; 0 is best."""
+    pearson: Scores
+    """Pearson's correlation with the Shapley values, in [-1, 1]; NaN where either is constant."""
+    spearman: Scores
+    """The same of the ranks."""
+    sign: Scores
+    """Share of the players whose sign is right, in [0, 1]."""
+    uncertainty: dict[str, Scores] = field(repr=False)
+    """For each of the four its standard deviation under the sampling error of the reference."""
+    noise: Float[Tensor, " b"]
+    """|standard errors| / |phi|: the relative L2 error that the reference itself has; 0 where it is exact."""
+    evaluations: int
+    """Coalitions that were played, over all images."""
+    values: tuple[ShapleyValues, ...] = field(repr=False)
+    """The reference, an image each."""
+    games: tuple[Game, ...] = field(repr=False)
+    out: Explanation = field(repr=False)
+    """The explanation that was checked."""
+
+    @property
+    def within_noise(self) -> Bool[Tensor, "b m"]:
+        """Whether the error is no larger than twice the reference's own, so that none is proved."""
+        return self.error <= 2 * self.noise[:, None]
+
+
+def fidelity(
+    model: Model | nn.Module,
+    images: Float[Tensor, "..."],
+    *,
+    methods: str | Iterable[str] = "all",
+    layer: str | nn.Module | None = None,
+    layout: Layout | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str = "rest",
+    players: int | Tensor | None = None,
+    tolerance: float = 0.02,
+    budget: int = 20_000,
+    nodes: int = 8,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Fidelity:
+    """Each method's explanation against the Shapley values of the game: exact for up to 20 players, else sampled.
+
+    Parameters are those of `explain`, `game` and `sampled`; `progress` is told the coalitions played of each image.
+
+    Raises
+    ------
+    ValueError
+        As `explain`, `game` and `sampled`.
+
+    Examples
+    --------
+    >>> import torch, shapleycam as sc
+    >>> model = sc.load_model("resnet18", weights="random")
+    >>> found = sc.fidelity(model, torch.rand(1, 3, 64, 64), methods=["HiResCAM", "AumannCAM-H"])
+    >>> bool(found.error[0, 1] < found.error[0, 0])
+    True
+    """
+    out = explain(
+        model, images, methods=methods, layer=layer, layout=layout, targets=targets, utility=utility, nodes=nodes,
+        seed=seed, keys=keys,
+    )  # fmt: skip
+    games = [
+        game(
+            model, image, layer=layer, layout=layout, target=int(target), utility=utility, players=players,
+        )
+        for image, target in zip(images, out.targets, strict=True)
+    ]  # fmt: skip
+    values = tuple(
+        exact(each)
+        if each.players <= MOST
+        else sampled(each, tolerance=tolerance, budget=budget, seed=seed, progress=progress)
+        for each in games
+    )
+    names = tuple(out.explanations)
+    scores: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
+    spreads: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
+    for image, (played, reference) in enumerate(zip(games, values, strict=True)):
+        given = torch.stack([played.of(out.explanations[name][image].to(torch.float64)) for name in names])
+        for name, agreement in AGREEMENTS.items():
+            scores[name].append(agreement(given, reference.values))
+            spreads[name].append(deviation(agreement, given, reference, seed))
+    return Fidelity(
+        methods=names,
+        **{name: torch.stack(rows) for name, rows in scores.items()},
+        uncertainty={name: torch.stack(rows) for name, rows in spreads.items()},
+        noise=torch.tensor([each.noise for each in values], dtype=torch.float64, device=out.targets.device),
+        evaluations=sum(each.evaluations for each in values),
+        values=values,
+        games=tuple(games),
+        out=out,
+    )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an explanation turned out to be, for each of b images; an explanation may be several, or none."""
+
+    type_one: Bool[Tensor, " b"]
+    """E_j = sum_i W_ij A_ij: each position has its own coefficient."""
+    type_two: Bool[Tensor, " b"]
+    """E = sum_i a_i A^i: each map has one coefficient, the mean of W over the positions."""
+    optimal: Bool[Tensor, " b"]
+    """E_j is the Shapley value of position j: exactly, or within twice the noise of the sampled ones."""
+
+
+def classify(
+    model: Model | nn.Module,
+    images: Float[Tensor, "..."],
+    *,
+    method: str,
+    layer: str | nn.Module | None = None,
+    layout: Layout | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str = "rest",
+    tolerance: float = 1e-4,
+    budget: int = 20_000,
+    nodes: int = 8,
+    seed: int = 0,
+) -> Kind:
+    """Whether a method's explanation is of Type I, Type II, optimal, by numbers and not by name, Definition 2.
+
+    Parameters are those of `fidelity`; `tolerance` is the relative L2 difference that counts as none.
+
+    Raises
+    ------
+    ValueError
+        For a method without coefficients, RandomCAM; and as `fidelity`.
+    """
+    (row,) = resolve_methods(method)
+    if row.order == "none":
+        raise ValueError(f"{row.name} has no coefficients W, so no type; expected a method of first order or higher")
+    cut, (_, function) = cut_network(model, layer, layout), resolve_utility(utility)
+    check_images(model, images)
+    _, classes, expansion = expand_images(
+        cut,
+        images,
+        [row],
+        targets,
+        function,
+        resolve_keys(None, images),
+        seed,
+        nodes=Nodes(nodes, None, max(nodes, 256)),
+    )
+    given, *plain = (
+        explanation(each, expansion).flatten(1).to(torch.float64)
+        for each in (row, *(replace(row, weights=weights, relu_inside=False) for weights in (identity, mean)))
+    )
+    one, two = ((given - each).norm(dim=1) <= tolerance * given.norm(dim=1) for each in plain)
+    optimal = []
+    for image, target, each in zip(images, classes, given, strict=True):
+        played = game(model, image, layer=layer, layout=layout, target=int(target), utility=utility)
+        found = (
+            exact(played) if played.players <= MOST else sampled(played, tolerance=tolerance, budget=budget, seed=seed)
+        )
+        optimal.append(relative_error(each, found.values) <= max(tolerance, 2 * found.noise))
+    return Kind(one, two, torch.stack(optimal))

@@ -1,0 +1,252 @@
+"""`game`: a classifier, a picture and a target layer as a cooperative game between the layer's positions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .network.arguments import check_images, cut_network, resolve_targets, resolve_utility, run
+from .network.cut import CutNetwork, Layout, TargetLayer
+from .network.expand import ROOM, mixed_curvatures, worth
+from .network.tail import Tail
+from .network.zoo import Model
+from .theory.axes import Images, Logits, Maps, Utilities
+from .theory.shapley import SAMPLERS, Coalitions, Progress, ShapleyValues, Values, exact_interactions
+from .theory.shapley import exact as exact_values
+from .theory.utility import Utility
+
+Positions = Float[Tensor, "h w"]
+
+
+@dataclass(frozen=True)
+class Game:
+    """One image, whose prediction is shared out among the positions of a layer's activation maps, Definition 2.
+
+    A coalition keeps the maps' values at its own positions, and all other positions are set to zero.
+    """
+
+    layer: TargetLayer
+    target: int
+    """The class."""
+    utility: str
+    regions: Int64[Tensor, "h w"] = field(repr=False)
+    """Which player each position belongs to; positions are players of their own in row-major order, if not grouped."""
+    maps: Maps = field(repr=False)
+    """A, (1, n, h, w)."""
+    logits: Logits = field(repr=False)
+    full: Utilities
+    """U(A), what all players are worth, a number."""
+    empty: Utilities
+    """U(0), what none is worth."""
+    image: Images = field(repr=False)
+    cut: CutNetwork = field(repr=False)
+    tail: Tail = field(repr=False)
+    function: Utility = field(repr=False)
+
+    @property
+    def players(self) -> int:
+        """Their number, d."""
+        return int(self.regions.max()) + 1
+
+    def worth(self, coalitions: Coalitions) -> Utilities:
+        """U of each coalition, (k,), from a boolean matrix (k, d), by replays of the tail in chunks that bound memory.
+
+        Raises
+        ------
+        ValueError
+            For a matrix of another width.
+        TypeError
+            When it is not boolean.
+        """
+        if not isinstance(coalitions, Tensor) or coalitions.dtype != torch.bool:
+            raise TypeError(
+                f"coalitions are {getattr(coalitions, 'dtype', type(coalitions).__name__)}, expected booleans"
+            )
+        if coalitions.ndim != 2 or coalitions.shape[1] != self.players:
+            raise ValueError(f"coalitions have shape {tuple(coalitions.shape)}, expected (k, {self.players})")
+        chunks = coalitions.to(self.maps.device).split(max(1, ROOM // self.maps.numel()))
+        found = [self._worth(some) for some in chunks]
+        return torch.cat(found) if found else self.full.new_empty(0)
+
+    def of(self, explanation: Float[Tensor, "*k h w"]) -> Float[Tensor, "*k d"]:
+        """What an explanation map gives to each player: its sum over the player's positions."""
+        flat = explanation.flatten(-2)
+        shares = flat.new_zeros(*flat.shape[:-1], self.players)
+        return shares.index_add(-1, self.regions.flatten(), flat)
+
+    def spread(self, values: Values) -> Positions:
+        """Values of players on the map, (h, w): each player's is shared evenly by his positions."""
+        sizes = torch.bincount(self.regions.flatten(), minlength=self.players)
+        return (values / sizes.to(values))[self.regions]
+
+    def _worth(self, coalitions: Coalitions) -> Utilities:
+        with torch.inference_mode(False), torch.no_grad():
+            logits = self.tail.of(lambda: self.maps * coalitions[:, None, self.regions])
+            targets = torch.full((len(logits),), self.target, device=logits.device)
+            return worth(logits, targets, self.function)
+
+
+def game(
+    model: Model | nn.Module,
+    image: Float[Tensor, "..."],
+    *,
+    layer: str | nn.Module | None = None,
+    layout: Layout | None = None,
+    target: int | str | Tensor | None = None,
+    utility: str = "rest",
+    players: int | Tensor | Sequence[Sequence[int]] | None = None,
+) -> Game:
+    """The game that a network plays on one image; costs one forward pass.
+
+    Parameters
+    ----------
+    model, layer, layout, utility
+        As in `explain`.
+    image
+        (channels, H, W) or (1, channels, H, W), preprocessed.
+    target
+        The class: None for the predicted one, "least" for the least likely, or an index.
+    players
+        None for each position by itself, a number g for a grid of g x g groups, or a label map: of the layer's (h, w), or of any
+        larger size, the image's say, of which each position takes the label at its middle.
+
+    Raises
+    ------
+    ValueError
+        For more than one image, and as `explain`.
+
+    Examples
+    --------
+    >>> import torch, shapleycam as sc
+    >>> model = sc.load_model("resnet18", weights="random")
+    >>> played = sc.game(model, torch.rand(3, 64, 64), players=2)
+    >>> values = sc.exact(played).values
+    >>> bool((values.sum() - (played.full - played.empty)).abs() < 1e-4)
+    True
+    """
+    if isinstance(image, Tensor) and image.ndim == 3:
+        image = image[None]
+    check_images(model, image)
+    if len(image) != 1:
+        raise ValueError(f"a game has one image, got {len(image)}; play one after the other: for image in images")
+    cut = cut_network(model, layer, layout)
+    name, function = resolve_utility(utility)
+    forward = run(cut, image, replay=True)
+    assert forward.tail is not None
+    logits = forward.logits.detach()
+    classes = resolve_targets(target, logits)
+    maps = forward.maps(forward.leaf.detach())
+    regions = _regions(players, forward.layer.positions).to(maps.device)
+    with torch.inference_mode(False), torch.no_grad():
+        ends = forward.tail.of(lambda: torch.cat([maps, torch.zeros_like(maps)]))
+        full, empty = worth(ends, classes.expand(2), function)
+    return Game(
+        forward.layer,
+        int(classes),
+        name,
+        regions,
+        maps,
+        logits,
+        full,
+        empty,
+        image.detach(),
+        cut,
+        forward.tail,
+        function,
+    )
+
+
+def exact(game: Game) -> ShapleyValues:
+    """The Shapley values of up to 20 players, Eq. (7) with the inverse of the binomial, by playing all 2^d coalitions.
+
+    Raises
+    ------
+    ValueError
+        For more players; then `sampled` estimates, or `game(..., players=4)` groups the positions.
+    """
+    return exact_values(game)
+
+
+def sampled(
+    game: Game,
+    *,
+    tolerance: float = 0.02,
+    budget: int = 20_000,
+    method: Literal["permutations", "kernel"] = "permutations",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ShapleyValues:
+    """Estimates of the Shapley values of any number of players, with standard errors; they add up exactly.
+
+    Parameters
+    ----------
+    tolerance
+        Stop once the length of the standard errors is this share of that of the values.
+    budget
+        Coalitions to play at most, if that is enough for a first estimate.
+    method
+        "permutations" in antithetic pairs, or "kernel" for KernelSHAP with paired sampling; `benchmarks.fidelity` compares them.
+    seed
+        The same seed gives the same numbers.
+    progress
+        Called now and then with the coalitions played so far, and the budget.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, or a tolerance or budget that is negative.
+    """
+    if method not in SAMPLERS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(SAMPLERS)}")
+    if not tolerance >= 0 or budget < 0:
+        raise ValueError(f"tolerance is {tolerance} and budget {budget}, expected neither to be negative")
+    return SAMPLERS[method](game, budget, tolerance, seed, **({} if progress is None else {"progress": progress}))
+
+
+def interactions(game: Game, kind: Literal["quadratic", "exact"] = "quadratic") -> Float[Tensor, "d d"]:
+    """How much each two players need each other, in units of the utility; negative where they are redundant.
+
+    "quadratic" is X_i^T H X_j, with X_i the maps where only player i plays and H the Hessian of the utility at A, by batched
+    Hessian-vector products: the interactions of the game's second-order expansion. Its diagonal is X_i^T H X_i. "exact" is the
+    Shapley interaction index (Grabisch and Roubens 1999) of up to 20 players, by playing all coalitions; zero diagonal.
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind, or more than 20 players and "exact".
+    """
+    if kind == "exact":
+        return exact_interactions(game)
+    if kind != "quadratic":
+        raise ValueError(f'kind is {kind!r}, expected "quadratic" or "exact"')
+    forward = run(game.cut, game.image, second_order=True, replay=True)
+    alone = torch.arange(game.players, device=game.maps.device)[:, None, None] == game.regions
+    rows = [
+        game.of((mixed_curvatures(forward, game.target, game.function, some[:, None]) * game.maps).sum(1))
+        for some in alone.split(max(1, ROOM // game.maps.numel()))
+    ]
+    return torch.cat(rows)
+
+
+def _regions(players: int | Tensor | Sequence[Sequence[int]] | None, size: tuple[int, int]) -> Tensor:
+    h, w = size
+    if players is None:
+        return torch.arange(h * w).view(h, w)
+    if isinstance(players, int):
+        if not 1 <= players <= min(h, w):
+            raise ValueError(
+                f"players is a grid of {players} x {players}, expected 1 to {min(h, w)} for {h} x {w} positions"
+            )
+        down, across = (torch.arange(side) * players // side for side in (h, w))
+        return down[:, None] * players + across
+    labels = torch.as_tensor(players)
+    if labels.ndim != 2 or labels.is_floating_point() or labels.shape[0] < h or labels.shape[1] < w:
+        raise ValueError(
+            f"players is a label map of shape {tuple(labels.shape)}, {labels.dtype}, expected integers of at least {h} x {w}"
+        )
+    down, across = (((torch.arange(n) + 0.5) * side / n).long() for n, side in zip(size, labels.shape, strict=True))
+    regions: Tensor = labels.cpu()[down][:, across].unique(return_inverse=True)[1]
+    return regions
