@@ -187,7 +187,7 @@ def test_a_method_gives_the_same_map_whatever_else_was_asked_for(wanted: list[st
     ("methods", "words"),
     [
         ("GradCam++", r"unknown method 'GradCam\+\+'; did you mean GradCAM\+\+"),
-        ([], r"no method was given; name one or more of paper, all,"),
+        ([], r"no method was given; name one or more of paper, path, all,"),
     ],
 )
 def test_unknown_methods_are_refused(methods: Any, words: str) -> None:

@@ -8,8 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .explanation import Explanation, ImageWarning, explain
+    from .explanation import Explanation, explain
     from .faithfulness import Fidelity, Kind, classify, fidelity
+    from .image_warnings import ImageWarning
     from .measurement import Measurements, measure
     from .network.cut import TargetLayer, layers
     from .network.pictures import PictureError, read_picture
@@ -29,7 +30,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "measurement": ("Measurements", "measure"),
     "theory.baselines": ("BASELINES",),
-    "explanation": ("Explanation", "ImageWarning", "explain"),
+    "explanation": ("Explanation", "explain"),
+    "image_warnings": ("ImageWarning",),
     "faithfulness": ("Fidelity", "Kind", "classify", "fidelity"),
     "network_game": ("Game", "exact", "game", "interactions", "sampled"),
     "theory.shapley": ("ShapleyValues",),

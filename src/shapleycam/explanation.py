@@ -3,14 +3,12 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.linalg import vector_norm
 
+from .image_warnings import GAP, ImageWarning, find_warnings, flatness, signs_of
 from .network.arguments import check_images, cut_network, resolve_keys, resolve_targets, resolve_utility, run
 from .network.cut import CutNetwork, Layout, Pass, TargetLayer
 from .network.expand import Nodes, empty_worth, expand, worth
@@ -18,16 +16,12 @@ from .network.preprocess import Preprocess
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
 from .theory.cams import METHODS, Method, explanation, identity, mean, resolve_methods
-from .theory.crg import INGREDIENTS, Expansion, Order, efficiency_gap
+from .theory.crg import INGREDIENTS, Expansion, efficiency_gap
 from .theory.draws import uniform
 from .theory.heatmap import heatmap
 from .theory.utility import Utility
 
 _EIGHT = Nodes()
-GAP = 0.05
-"""An efficiency gap of the path row above which its nodes count as too few."""
-SATURATED = 1e-6
-"""A distance from probability 1 below which the gradient through a softmax counts as vanished."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Explanation:
     preprocess: Preprocess | None = field(repr=False)
     """How the model's pictures were made images; None for a module of one's own."""
     signs: Mapping[str, Tensor] = field(repr=False)
-    """What the warnings are made of, an image each: see `_signs`."""
+    """What the warnings are made of, an image each: see `signs_of`."""
     full: Utilities
     """U(A), what all positions together are worth, (b,)."""
     nobody: "_Nobody" = field(repr=False)
@@ -100,9 +94,9 @@ class Explanation:
         )
 
     @cached_property
-    def warnings(self) -> tuple["ImageWarning", ...]:
+    def warnings(self) -> tuple[ImageWarning, ...]:
         """Why a heatmap is blank or must not be trusted; one entry an image and reason, in the order of the images."""
-        return tuple(sorted(_warnings(self), key=lambda warning: warning.image))
+        return tuple(sorted(find_warnings(self), key=lambda warning: warning.image))
 
 
 @dataclass(frozen=True)
@@ -130,21 +124,6 @@ class _Nobody:
 
 def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
-
-
-@dataclass(frozen=True)
-class ImageWarning:
-    """A reason not to trust the heatmaps of one image."""
-
-    image: int
-    """Its place in the batch."""
-    method: str | None
-    """The method concerned; None for all."""
-    reason: Literal["blank", "constant", "saturated", "non-finite", "linear", "path"]
-    message: str
-
-    def __str__(self) -> str:
-        return f"image {self.image}{f', {self.method}' if self.method else ''}: {self.message}"
 
 
 def explain(
@@ -252,7 +231,7 @@ def explained(
 ) -> Explanation:
     """What `expand_images` gave, explained by each row; heatmaps are made whenever they are asked for, and not kept."""
     explanations = {row.name: explanation(row, expansion) for row in rows}
-    full, signs = worth(forward.logits.detach(), targets, utility[1]), _signs(expansion) | _flat(rows, expansion)
+    full, signs = worth(forward.logits.detach(), targets, utility[1]), signs_of(expansion) | flatness(rows, expansion)
     if expansion.path is not None and expansion.empty is not None:
         shared = (expansion.path * expansion.maps).flatten(1).sum(1)
         signs["path gap"] = efficiency_gap(shared, full, expansion.empty)
@@ -286,87 +265,3 @@ class _Heatmaps(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.explanations)
-
-
-def _signs(expansion: Expansion) -> dict[str, Tensor]:
-    """For each image: whether all is finite, whether U' and HX are zero throughout."""
-    ingredients = {
-        "maps": expansion.maps,
-        "gradient": expansion.gradient,
-        "hvp": expansion.hvp,
-        "path": expansion.path,
-    }
-    # One pass each: a sum of magnitudes, in a type in which it cannot overflow.
-    sizes = {
-        name: vector_norm(each.flatten(1), 1, 1, dtype=torch.float64)
-        for name, each in ingredients.items()
-        if each is not None
-    }
-    finite = torch.stack(list(sizes.values())).isfinite().all(0)
-    return {"finite": finite} | {f"{name} is zero": size == 0 for name, size in sizes.items()}
-
-
-def _flat(rows: Sequence[Method], expansion: Expansion) -> dict[str, Tensor]:
-    """For each Type II method and image, whether W is the same at all positions of each map, so that Type I is the same."""
-    flat: dict[Order, Tensor] = {}
-    for order in {row.order for row in rows if row.weights is mean and row.order != "none"}:
-        parts = (getattr(expansion, each).flatten(2) for each in INGREDIENTS[order])
-        flat[order] = torch.stack([(part == part[..., :1]).flatten(1).all(1) for part in parts]).all(0)
-    return {f"{row.name} is flat": flat[row.order] for row in rows if row.weights is mean and row.order in flat}
-
-
-def _warnings(out: Explanation) -> Iterator[ImageWarning]:
-    signs = {name: values.tolist() for name, values in out.signs.items()}
-    confident = out.logits.to(torch.float64).softmax(1).gather(1, out.targets[:, None])[:, 0].tolist()
-    for image, (finite, target) in enumerate(zip(signs["finite"], out.targets.tolist(), strict=True)):
-        if not finite:
-            yield ImageWarning(
-                image, None, "non-finite", f"NaN or infinity in the maps or gradients of {out.layer.name}"
-            )
-        elif out.utility in ("post-softmax", "log-softmax") and 1 - confident[image] < SATURATED:
-            yield ImageWarning(
-                image,
-                None,
-                "saturated",
-                f"class {target} has a probability of {confident[image]:.8f}, where the softmax is flat and the gradient of "
-                f'{out.utility} vanishes; utility="rest" does not saturate',
-            )
-        if signs.get("hvp is zero", [False] * (image + 1))[image]:
-            yield ImageWarning(
-                image,
-                None,
-                "linear",
-                "HX is zero: the utility is linear in the maps, so second order equals first order",
-            )
-        if "path gap" in signs and not (gap := signs["path gap"][image]) <= signs["path limit"][image]:
-            yield ImageWarning(
-                image,
-                None,
-                "path",
-                f"the path row misses {gap:.1%} of the utility (a normalisation behind the target makes it steep near zero); "
-                "give it more nodes: tolerance=0.01 doubles them until they are enough",
-            )
-    for method, explanations in out.explanations.items():
-        low, high = (reduce(explanations, (-2, -1)).tolist() for reduce in (torch.amin, torch.amax))
-        for image, finite in enumerate(signs["finite"]):
-            if finite and not isfinite(high[image] - low[image]):
-                yield ImageWarning(
-                    image, method, "non-finite", "NaN or infinity in the map, made of finite maps and gradients"
-                )
-            elif finite and high[image] <= 0:
-                yield ImageWarning(image, method, "blank", _blank(out, image, low[image], high[image]))
-            elif finite and high[image] == low[image]:
-                yield ImageWarning(
-                    image, method, "constant", f"the map has the same value, {high[image]:.3g}, at every position"
-                )
-
-
-def _blank(out: Explanation, image: int, low: float, high: float) -> str:
-    if low == high == 0:
-        return (
-            f"the map is zero throughout: {out.layer.name} puts out zeros, or {out.utility} does not change with them"
-        )
-    return (
-        f"the map is blank: it ranges from {low:.3g} to {high:.3g}, so every position speaks against class "
-        f"{int(out.targets[image])}, and the ReLU leaves nothing; see `explanations` for the signed map"
-    )
