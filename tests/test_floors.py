@@ -36,6 +36,8 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "render": (4, ARRAYS, frozenset({"matplotlib"})),
     "gallery": (4, ARRAYS, frozenset()),
     "figures": (4, ARRAYS, frozenset({"matplotlib"})),
+    "plays": (4, ARRAYS, frozenset()),
+    "__main__": (4, frozenset(), frozenset()),
     "progress": (4, frozenset({"rich"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
     "compat": (4, ARRAYS, SLOW),

@@ -49,7 +49,7 @@ def explain(
     weights
         A .safetensors or .pth file, or "random"; the published weights if not given.
     methods
-        Names that `shapleycam methods` lists, with commas, or "paper" or "all".
+        Names that `shapleycam methods` lists, with commas, or "paper", "path" or "all".
     layer
         "gap", "conv", or a name that `shapleycam layers MODEL` lists.
     utility
@@ -268,6 +268,72 @@ def compare(
     )  # fmt: skip
     sys.stdout.write(f"{out}\n")
     return 0
+
+
+@app.command
+def shapley(
+    *pictures: Path,
+    model: str = "efficientnet_lite0",
+    weights: str | None = None,
+    methods: str = "all",
+    layer: str = "gap",
+    utility: str = "rest",
+    target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    players: int | None = None,
+    tolerance: float = 0.02,
+    budget: int = 20_000,
+    nodes: int = 8,
+    interactions: bool = False,
+    preprocess: Literal["own", "paper"] = "own",
+    out: Path = Path("out"),
+    seed: int = 0,
+    device: str = "cpu",
+) -> int:
+    """Draw the true Shapley values of each picture's game beside every method, and print how far each method is from them.
+
+    Parameters
+    ----------
+    pictures
+        Files of any format that Pillow reads.
+    model, weights, layer, utility, target, preprocess, device
+        As in `explain`.
+    methods
+        Names that `shapleycam methods` lists, with commas, or "paper", "path" or "all".
+    players
+        Play a grid of so many groups a side instead of single positions; up to 4 is played exactly.
+    tolerance
+        Sample until the values' own error is this share of them.
+    budget
+        Coalitions to play at most of each picture.
+    nodes
+        Of the path row's quadrature.
+    interactions
+        Draw which regions need each other and which are redundant, too.
+    out
+        The folder to write to, a folder a picture.
+    seed
+        Of the samples, of RandomCAM, and of random weights.
+    """
+    from .network.zoo import load_model
+    from .plays import HEAD, play_pictures
+    from .progress import coalitions
+
+    if not pictures:
+        raise ValueError("no picture was given; name one or more files: shapleycam shapley cat.jpg")
+    loaded = load_model(model, weights=weights, preprocess=preprocess, seed=seed, device=device)
+    failed = 0
+    with coalitions(budget) as watch:
+        for one in play_pictures(
+            loaded, pictures, out, methods=_names(methods), layer=layer, utility=utility, target=target, players=players,
+            tolerance=tolerance, budget=budget, nodes=nodes, pairs=interactions, seed=seed, progress=watch,
+        ):  # fmt: skip
+            failed += one.failed
+            (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
+            if one.rows:
+                _table(HEAD, one.rows)
+    if failed:
+        sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
+    return int(failed > 0)
 
 
 @app.command

@@ -206,8 +206,13 @@ def expand_images(
     seed: int,
     stream: int = 0,
     nodes: Nodes = _EIGHT,
+    *,
+    again: bool = False,
 ) -> tuple[Pass, Targets, Expansion]:
-    """One forward pass, the classes to explain, and all that the rows may look at; a stream of its own is another draw."""
+    """One forward pass, the classes to explain, and all that the rows may look at; a stream of its own is another draw.
+
+    `again` keeps the graph of the pass, to `expand` it for other classes.
+    """
     ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
     forward = run(cut, images, second_order="hvp" in ingredients, replay="path" in ingredients)
     classes = resolve_targets(targets, forward.logits.detach())
@@ -215,7 +220,7 @@ def expand_images(
     def noise() -> Maps:
         return uniform(keys(), forward.layer.maps, seed, stream)[:, :, None, None]
 
-    return forward, classes, expand(forward, classes, utility, ingredients, noise, nodes)
+    return forward, classes, expand(forward, classes, utility, ingredients, noise, nodes, again=again)
 
 
 def explained(

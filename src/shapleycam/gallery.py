@@ -69,7 +69,7 @@ def write_explanations(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"the folder {str(out)!r} cannot be made: {error.strerror}; name another to write to") from error
-    folders = _folders(pictures)
+    folders = folder_names(pictures)
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
         read = [_read(model, picture) for picture in some]
@@ -189,7 +189,7 @@ def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str
     }
 
 
-def _folders(pictures: Sequence[Path]) -> list[str]:
+def folder_names(pictures: Sequence[Path]) -> list[str]:
     """A folder name for each picture: its stem, numbered where several share it."""
     names: dict[str, Path] = {}
     for picture in pictures:

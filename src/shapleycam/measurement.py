@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from .explanation import Explanation, expand_images, explained
 from .network.arguments import check_images, cut_network, resolve_keys, resolve_utility
 from .network.cut import CutNetwork, Layout
+from .network.expand import expand
 from .network.zoo import Model
 from .theory import metrics
-from .theory.axes import Heatmaps, Images, Logits, Targets, Utilities
+from .theory.agreement import pearson
+from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
 from .theory.baselines import BASELINES
 from .theory.cams import METHODS, SETS, Method, explanation, nearest
+from .theory.crg import INGREDIENTS
 from .theory.heatmap import heatmap, rescale
 from .theory.utility import Utility, post_softmax
 
@@ -46,6 +49,9 @@ class Measurements:
     """Eq. (19), in [0, 1]; higher is better."""
     complexity: Scores
     """Eq. (20), in [0, 1]; lower is better."""
+    discrimination: Scores
+    """Pearson's correlation of ReLU(E) for the class explained and for the least likely one (for the predicted one, where that is
+    explained), Section 5; 0 where either map is constant. A method that tells classes apart has a low one; baselines have 1."""
     out: Explanation = field(repr=False)
     """The explanation that was measured."""
 
@@ -118,7 +124,7 @@ def measure(
     check_images(model, images)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
-    out = explained(model, cut, images, rows, named, *expand_images(cut, images, rows, targets, named[1], keyed, seed))
+    out, discrimination = _explained_twice(model, cut, images, rows, targets, named, keyed, seed)
     measured = _Measured(names, images, behind, cut, infer or cut.inference(), named[1], keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
@@ -127,7 +133,36 @@ def measure(
     table[:, distinct[:, 0], distinct[:, 1]] = scores
     kept, deleted, coherency, complexity = table.gather(1, first.expand(4, -1, -1)).mT
     full = probability(out.logits, out.targets)
-    return Measurements(names, out.targets, full, kept, deleted, coherency, complexity, out)
+    apart = torch.stack([discrimination.get(name, torch.ones_like(full)) for name in names], 1)
+    return Measurements(names, out.targets, full, kept, deleted, coherency, complexity, apart, out)
+
+
+def _explained_twice(
+    model: Model | nn.Module,
+    cut: CutNetwork,
+    images: Images,
+    rows: Sequence[Method],
+    targets: int | str | Sequence[int] | Tensor | None,
+    utility: tuple[str, Utility],
+    keys: Callable[[], Tensor],
+    seed: int,
+) -> tuple[Explanation, dict[str, Utilities]]:
+    """The explanation, and for each method how alike its maps for the class explained and the least likely one are."""
+    forward, classes, expansion = expand_images(cut, images, rows, targets, utility[1], keys, seed, again=True)
+    least, likeliest = forward.logits.argmin(1), forward.logits.argmax(1)
+    others = torch.where(classes == least, likeliest, least)
+    ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
+
+    def noise() -> Maps:
+        assert expansion.noise is not None
+        return expansion.noise
+
+    other = expand(forward, others, utility[1], ingredients, noise)
+    out = explained(model, cut, images, rows, utility, forward, classes, expansion)
+    pairs = {row.name: (out.explanations[row.name], explanation(row, other)) for row in rows}
+    return out, {
+        name: pearson(*(each.relu().flatten(1) for each in pair)).nan_to_num(0) for name, pair in pairs.items()
+    }
 
 
 def background(model: Model | nn.Module, masking: str) -> Tensor | None:

@@ -19,6 +19,7 @@ from .bench.configuration import Configuration, Machine
 from .bench.planned import Plan, plan
 from .bench.run import Step, measured
 
+_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0
 """Seconds between lines in a log."""
 SHOWN = 10
@@ -68,9 +69,18 @@ def _conclusion(planned: Plan, stopped: int) -> int:
 
 
 @contextmanager
+def coalitions(budget: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar of the coalitions played of one picture, on a terminal; gives what is to be told of them."""
+    console = Console(stderr=True)
+    with Progress(*_COLUMNS, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("coalitions", total=budget)
+        yield lambda played, most: progress.update(task, completed=played, total=most)
+
+
+@contextmanager
 def _bar(console: Console, total: int, done: int) -> Iterator[Callable[[Step], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    first, *rest = _COLUMNS
+    with Progress(first, *rest[:-1], _Speed(), rest[-1], console=console) as progress:
         task = progress.add_task("", total=total, completed=done)
 
         def watch(step: Step) -> None:

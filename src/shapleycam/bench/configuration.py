@@ -39,7 +39,9 @@ class Configuration:
     part: int = 64
     """Pictures a part: what a killed run does again at most."""
     seed: int = 0
-    """Of RandomCAM, and of random weights."""
+    """Of RandomCAM, of sampled Shapley values, and of random weights."""
+    fidelity: int = 0
+    """Coalitions to play at most of each picture's game, to compare every method with its Shapley values; 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("models", "layers", "utilities", "methods"):
@@ -47,6 +49,8 @@ class Configuration:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
+        if self.fidelity < 0:
+            raise ValueError(f"fidelity is {self.fidelity}, expected a number of coalitions, some thousands, or 0")
         if self.part < 1:
             raise ValueError(f"part is {self.part}, expected a number of pictures, at least 1")
 

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..faithfulness import Fidelity
 from ..measurement import Measurements
+from ..theory.agreement import AGREEMENTS
 from .store import OK, SCHEMA, Unit, pack
 
-_NUMBERS = ("full", "kept", "deleted", "coherency", "complexity")
+_NUMBERS = ("full", "kept", "deleted", "coherency", "complexity", "discrimination")
 
 
 def failed_rows(unit: Unit, failures: Sequence[tuple[str, int | None, str]]) -> pa.Table:
@@ -39,6 +41,7 @@ def measured_rows(
     names: Sequence[str],
     labels: Sequence[int | None],
     measurements: Sequence[Measurements],
+    fidelities: Sequence[Fidelity] = (),
 ) -> pa.Table:
     """A row for each picture and method, methods in their order; each is looked up in the measurements that have it.
 
@@ -63,6 +66,7 @@ def measured_rows(
         "predicted": np.repeat(first.out.logits.argmax(1).cpu().numpy(), m),
         "target": np.repeat(first.targets.cpu().numpy(), m),
         **{name: pa.array(column, pa.float32(), mask=~np.isfinite(column)) for name, column in numbers.items()},
+        **_agreement(methods, fidelities, b),
         "map": [each.values for each in maps],
         "map_scale": [each.scale for each in maps],
         "map_h": [each.h for each in maps],
@@ -76,6 +80,19 @@ def _column(homes: Sequence[tuple[Measurements, int]], name: str) -> NDArray[np.
     """One number of all pictures and methods, picture by picture."""
     parts = [getattr(found, name) if name == "full" else getattr(found, name)[:, place] for found, place in homes]
     return _array(torch.stack(parts, 1)).ravel()
+
+
+def _agreement(methods: Sequence[str], fidelities: Sequence[Fidelity], b: int) -> dict[str, Any]:
+    """The scores of `fidelity`, picture by picture; null for baselines, and where they were not asked for."""
+    found: dict[str, Any] = {}
+    for name in (*AGREEMENTS, "noise"):
+        column = np.full((b, len(methods)), np.nan, np.float32)
+        for each in fidelities:
+            for place, method in enumerate(each.methods):
+                score = each.noise if name == "noise" else getattr(each, name)[:, place]
+                column[:, methods.index(method)] = _array(score)
+        found[name] = pa.array(column.ravel(), pa.float32(), mask=~np.isfinite(column.ravel()))
+    return found
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 from torch import Tensor
 
+from ..faithfulness import Fidelity, fidelity
 from ..measurement import Measurements, measure
 from ..network.pictures import PictureError, pixels
 from ..network.zoo import Model
@@ -167,8 +168,10 @@ def _rows(
     if good:
         names = [item.name for item, _ in good]
         classes = [labels[name] for name in names]
-        found = _measure(plan, loaded, unit, loaded.images([crop for _, crop in good]), names, classes)
-        tables.append(measured_rows(unit, plan.facts["configuration"]["methods"], names, classes, found))
+        images = loaded.images([crop for _, crop in good])
+        found = _measure(plan, loaded, unit, images, names, classes)
+        fidelities = _fidelities(plan, loaded, unit, images, names, found)
+        tables.append(measured_rows(unit, plan.facts["configuration"]["methods"], names, classes, found, fidelities))
     return _ordered(pa.concat_tables(tables), items)
 
 
@@ -188,6 +191,20 @@ def _measure(
         )
         for some, layer in ((first, unit.layer), (second, elsewhere))
         if some
+    ]  # fmt: skip
+
+
+def _fidelities(
+    plan: Plan, loaded: Loaded, unit: Unit, images: Tensor, names: list[str], found: list[Measurements]
+) -> list[Fidelity]:
+    budget, seed = plan.configuration.fidelity, plan.configuration.seed
+    return [
+        fidelity(
+            loaded.model, images, methods=tuple(each.out.explanations), layer=each.out.layer.name, targets=each.targets,
+            layout=each.out.layer.layout, utility=unit.utility, budget=budget, seed=seed, keys=names,
+        )
+        for each in found
+        if budget and each.out.explanations
     ]  # fmt: skip
 
 

@@ -22,13 +22,15 @@ LOWER = frozenset({"AD", "Com"})
 BASELINES = ("FakeCAM", "Gaussian")
 ORDER = (
     "RandomCAM", "GradCAM++", "XGradCAM", "LayerCAM", "GradCAM-E", "ShapleyCAM-E", "HiResCAM", "ShapleyCAM-H", "GradCAM",
-    "ShapleyCAM",
+    "ShapleyCAM", "AumannCAM-E", "AumannCAM-H", "AumannCAM",
 )  # fmt: skip
-"""The order of the paper's rows."""
+"""The order of the paper's rows, and the path row behind them."""
+GAME = ("error", "pearson", "spearman", "sign", "discrimination", "noise")
+"""What rows say of a method and the game: see `Fidelity`, and `Measurements.discrimination`."""
 DRAWS = 2000
 COLUMNS = (
     "model", "layer", "utility", "method", "picture", "label", "predicted", "full", "kept", "deleted", "coherency",
-    "complexity", "status",
+    "complexity", "status", *GAME,
 )  # fmt: skip
 """What tables need of a run's rows: all but the maps."""
 
@@ -47,6 +49,8 @@ class Scores:
     """Those that were measured with some method; sorted, so that neither the order of rows nor of parts changes a digit."""
     values: Floats
     """AD, Coh, Com, IC and ADD of each picture and method, fractions, (pictures, methods, 5); NaN where there is no "ok" row."""
+    game: Floats
+    """The columns GAME, (pictures, methods, 6); NaN where a row does not say."""
     top1: float | None
     """Share of the labelled pictures whose predicted class is the label; None without labels."""
     failed: Mapping[str, int]
@@ -99,13 +103,13 @@ class Scores:
     def select(self, methods: Sequence[str]) -> "Scores":
         """The same with these methods only, in this order."""
         places = [self.methods.index(name) for name in methods]
-        return replace(self, methods=tuple(methods), values=self.values[:, places])
+        return replace(self, methods=tuple(methods), values=self.values[:, places], game=self.game[:, places])
 
     def complete(self) -> "Scores":
         """The same with only the pictures that were measured with every method."""
         whole = np.asarray(self.measured.all(1))
         pictures = tuple(name for name, good in zip(self.pictures, whole, strict=True) if good)
-        return replace(self, pictures=pictures, values=self.values[whole])
+        return replace(self, pictures=pictures, values=self.values[whole], game=self.game[whole])
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,10 @@ def join(parts: Sequence[Scores]) -> Scores:
     where = {name: place for place, name in enumerate(pictures)}
     names = sort_methods({name for part in parts for name in part.methods})
     columns = [(name, part) for name in names for part in parts if name in part.methods]
-    values = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
+    values, game = (np.full((len(pictures), len(columns), len(each)), np.nan) for each in (_MEANS, GAME))
     for place, (name, part) in enumerate(columns):
-        values[[where[each] for each in part.pictures], place] = part.values[:, part.methods.index(name)]
+        there, column = [where[each] for each in part.pictures], part.methods.index(name)
+        values[there, place], game[there, place] = part.values[:, column], part.game[:, column]
     failed: Counter[str] = Counter()
     for part in parts:
         failed.update(part.failed)
@@ -161,6 +166,7 @@ def join(parts: Sequence[Scores]) -> Scores:
         methods=tuple(f"{name}/{part.utility}" for name, part in columns),
         pictures=tuple(pictures),
         values=values,
+        game=game,
         failed=failed,
         seen=max(part.seen for part in parts),
     )
@@ -228,11 +234,24 @@ def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], 
     good = (status == "ok") & (method > 0)
     table = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
     table[picture[good], method[good]] = values[good]
+    game = np.full((len(pictures), len(columns), len(GAME)), np.nan)
+    game[picture[good], method[good]] = np.stack([mine[name].to_numpy().astype(np.float64) for name in GAME], -1)[good]
     some = np.isfinite(table).any((1, 2))
     measured = tuple(name for name, there in zip(pictures, some, strict=True) if there)
     failed = Counter(status[status != "ok"].tolist())
     top1 = _top1(mine, picture)
-    return Scores(model, layer, utility, tuple(columns[1:]), measured, table[some, 1:], top1, failed, len(pictures))
+    return Scores(
+        model,
+        layer,
+        utility,
+        tuple(columns[1:]),
+        measured,
+        table[some, 1:],
+        game[some, 1:],
+        top1,
+        failed,
+        len(pictures),
+    )
 
 
 def _top1(rows: pa.Table, picture: NDArray[np.intp]) -> float | None:

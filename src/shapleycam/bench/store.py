@@ -24,7 +24,11 @@ SCHEMA = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("model", "layer", "utility", "method", "picture")),
         *(pa.field(name, pa.int32()) for name in ("label", "predicted", "target")),
-        *(pa.field(name, pa.float32()) for name in ("full", "kept", "deleted", "coherency", "complexity")),
+        *(
+            pa.field(name, pa.float32())
+            for name in ("full", "kept", "deleted", "coherency", "complexity", "discrimination")
+        ),
+        *(pa.field(name, pa.float32()) for name in ("error", "pearson", "spearman", "sign", "noise")),
         pa.field("map", pa.list_(pa.float16())),
         pa.field("map_scale", pa.float32()),
         pa.field("map_h", pa.int16()),
@@ -35,7 +39,8 @@ SCHEMA = pa.schema(
 """A row for each picture and method; a picture that could not be read has one row, its method "".
 
 `label`, `predicted` and `target` are class indices. The signed explanation E is `map * map_scale`, see
-`explanation_map`; baselines have none. `status` is "ok" or the reason why a row's numbers are not to be used.
+`explanation_map`; baselines have none. `error` to `noise`, see `Fidelity`, are null unless the run was asked for them.
+`status` is "ok" or the reason why a row's numbers are not to be used.
 """
 
 OK = "ok"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from .agreements import TITLES, agreement, game_cells
 from .captions import base, coinciding, expected, failure_notes, key, name, number, same_notes, title
 from .comparisons import against, pairs, wins
 from .formats import FORMATS, Cell, Grid
@@ -86,7 +87,9 @@ def make_grids(
     if view == "wins":
         whole = [scores for scores in found if scores.complete().pictures]
         return [(pairs if long else wins)(scores) for scores in whole or found]
-    return [_grid(scores, sort, ci, long, expected(configuration)) for scores in found]
+    main = [_grid(scores, sort, ci, long, expected(configuration)) for scores in found]
+    beside = [] if long else [agreement(scores, title(scores), ci) for scores in found]
+    return main + [grid for grid in beside if grid]
 
 
 def scores_in_order(rows: pa.Table, utilities: Sequence[str] = ()) -> list[Scores]:
@@ -143,7 +146,8 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
     ranks = _ranks(scores, means, list(same))
     beaten = _beaten(scores, means)
     stands_for = {other: first for first, others in same.items() for other in others}
-    rows = []
+    game = game_cells(scores, ci) if long else {}
+    rows: list[tuple[str | Cell, ...]] = []
     for each in listed:
         i = scores.methods.index(each)
         cells = [
@@ -155,9 +159,11 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
             )
             for j in range(len(METRICS))
         ]
-        tail = (stands_for.get(each, ""), " ".join(beaten.get(each, ()))) if long else ()
+        tail: tuple[str | Cell, ...] = (
+            (*game[each], stands_for.get(each, ""), " ".join(beaten.get(each, ()))) if long else ()
+        )
         rows.append((each, *cells, *tail))
-    head = (*HEAD, "same as", "beaten by") if long else HEAD
+    head = (*HEAD, *TITLES.values(), "same as", "beaten by") if long else HEAD
     notes = (*same_notes(same), *_baseline_notes(scores, means, beaten), *failure_notes(scores, expected))
     return Grid(title(scores), name(scores), head, tuple(rows), notes, key(scores))
 

@@ -44,10 +44,13 @@ def expand(
     ingredients: frozenset[str],
     noise: Callable[[], Maps],
     nodes: Nodes = _EIGHT,
+    *,
+    again: bool = False,
 ) -> Expansion:
     """U' and, if asked for, HX and the path of each image's utility, by backward passes over the tail.
 
-    `noise` is called if asked for. A utility that is linear in the maps has HX = 0.
+    `noise` is called if asked for. A utility that is linear in the maps has HX = 0. `again` keeps the graph, to expand the same
+    pass once more for other targets.
 
     Raises
     ------
@@ -60,10 +63,10 @@ def expand(
             path, empty = _path(forward, targets, utility, nodes)
         if "gradient" in ingredients:
             utilities = worth(forward.logits, targets, utility)
-            slope = _slope(forward, utilities, forward.leaf, create_graph="hvp" in ingredients)
+            slope = _slope(forward, utilities, forward.leaf, create_graph="hvp" in ingredients, again=again)
             gradient = _wide(forward.maps(slope.detach()))
             if "hvp" in ingredients:
-                hvp = _wide(forward.maps(_curvature(slope, forward.leaf, forward.leaf.detach())))
+                hvp = _wide(forward.maps(_curvature(slope, forward.leaf, forward.leaf.detach(), again)))
     return Expansion(
         maps=_wide(forward.maps(forward.leaf.detach())),
         gradient=gradient,
@@ -147,10 +150,12 @@ def _tail(forward: Pass) -> Tail:
     return forward.tail
 
 
-def _slope(forward: Pass, utilities: Tensor, at: Tensor, create_graph: bool = False) -> Tensor:
+def _slope(forward: Pass, utilities: Tensor, at: Tensor, *, create_graph: bool = False, again: bool = False) -> Tensor:
     slope = None
     if utilities.requires_grad:
-        (slope,) = torch.autograd.grad(utilities.sum(), at, create_graph=create_graph, allow_unused=True)
+        (slope,) = torch.autograd.grad(
+            utilities.sum(), at, retain_graph=create_graph or again, create_graph=create_graph, allow_unused=True
+        )
     if slope is None:
         raise ValueError(
             f"the utility does not depend on layer {forward.layer.name!r}: no gradient path leads from the logits to its "
@@ -159,10 +164,10 @@ def _slope(forward: Pass, utilities: Tensor, at: Tensor, create_graph: bool = Fa
     return slope
 
 
-def _curvature(slope: Tensor, at: Tensor, direction: Tensor) -> Tensor:
+def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False) -> Tensor:
     hvp = None
     if slope.requires_grad:
-        (hvp,) = torch.autograd.grad(slope, at, direction, allow_unused=True)
+        (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
     return torch.zeros_like(slope) if hvp is None else hvp
 
 

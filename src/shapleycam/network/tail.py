@@ -153,7 +153,8 @@ class _Recorded(Tensor):
 
     @classmethod
     def of(cls, tensor: Tensor, times: int, own: bool, lazy: bool) -> Tensor:
-        recorded = tensor.as_subclass(cls)
+        # Handed out it is no view, or writes that have a graph would give one to what is recorded.
+        recorded = tensor.as_subclass(cls) if own else Tensor._make_subclass(cls, tensor)
         recorded.times, recorded.own, recorded.lazy = times, own, lazy
         return recorded
 

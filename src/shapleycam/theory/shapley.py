@@ -6,7 +6,7 @@ A game is a function `worth` from coalitions, a boolean matrix (k, d) with a row
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import comb, factorial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +28,7 @@ BATCHES = 20
 def _silent(played: int, budget: int) -> None: ...
 
 
+@runtime_checkable
 class Game(Protocol):
     """What can be played: `worth` of coalitions of `players` players."""
 

@@ -1,0 +1,5 @@
+"""`python -m shapleycam`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,273 @@
+"""The replayed tail: logits of other activation maps are those of the whole network whose target layer puts them out."""
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import shapleycam as sc
+from network.replayed import NETWORKS, network
+from shapleycam.network.cut import CutNetwork
+from shapleycam.network.weights import randomise
+
+
+def images(b: int, size: int = 6, seed: int = 1) -> Tensor:
+    return torch.randn(b, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def maps_like(net: nn.Module, x: Tensor, k: int, layer: str = "body", seed: int = 2) -> Tensor:
+    """k random rows for each image, in the order in which a tail takes them."""
+    own = CutNetwork(net, layer)(x)
+    shape = own.maps(own.leaf).shape
+    return torch.randn(k * len(x), *shape[1:], generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+
+
+def patched(net: nn.Module, x: Tensor, maps: Tensor, layer: str = "body") -> Tensor:
+    """The oracle: every row's image through the whole network, on a deep copy whose target puts the maps out."""
+    whole = copy.deepcopy(net).eval()
+    whole.get_submodule(layer).register_forward_hook(lambda module, given, output: maps.clone())
+    return whole(x.repeat(len(maps) // len(x), 1, 1, 1))
+
+
+def recorded(net: nn.Module, x: Tensor, layer: str = "body") -> Callable[[Tensor], Tensor]:
+    tail = CutNetwork(net, layer)(x, replay=True).tail
+    assert tail is not None
+    return tail
+
+
+ALIASED = "what the head writes into its input, or hands through, is recorded as two tensors"
+MIXED = (
+    "code that counts the images of a recorded tensor gives as many logits as it should, but mixes or leaves out rows"
+)
+WRONG = {
+    "module_writes_in_place_before": ALIASED,
+    "module_hands_its_input_through": ALIASED,
+    "image by image": MIXED,
+    "scattered": MIXED,
+    "normalised": MIXED,
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xfail(reason=WRONG[n])) if n in WRONG else n for n in NETWORKS]
+)
+def test_replay_is_the_whole_network_with_a_patched_output(name: str) -> None:
+    net = network(name)
+    for k, b in product((1, 2, 3), repeat=2):
+        x = images(b)
+        maps, tail = maps_like(net, x, k), recorded(net, x.clone())
+        kept = maps.clone()
+        with torch.no_grad():
+            wanted = patched(net, x, maps)
+            torch.testing.assert_close(tail(maps), wanted, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(tail(maps), wanted, rtol=1e-10, atol=1e-12)  # nothing recorded was spoilt
+        assert torch.equal(maps, kept)
+        assert len(maps) == 1 or (wanted[0] - wanted[1]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in WRONG])
+def test_replay_of_the_layers_own_output_is_the_network_bit_for_bit(name: str) -> None:
+    net, x = network(name).float(), images(2).float()
+    forward = CutNetwork(net, "body")(x, replay=True)
+    assert forward.tail is not None
+    with torch.no_grad():
+        wanted = net(x.clone())
+        assert torch.equal(forward.logits, wanted)
+        assert torch.equal(forward.tail(forward.leaf), wanted)
+        assert torch.equal(CutNetwork(net, "body").tail(x)(forward.leaf), wanted)
+
+
+GRAPHS = pytest.mark.xfail(
+    reason="what the head's later layers put out has a graph to their parameters, not so many rows"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        pytest.param(name, k, marks=GRAPHS if (name, k) == ("inception", 2) else ())
+        for name, k in product(NETWORKS, (1, 2))
+        if name not in WRONG
+    ],
+)
+def test_gradients_through_a_replay_are_those_of_the_whole_network(name: str, k: int) -> None:
+    """And second derivatives, twice; all but the maps' own stay None."""
+    net, x = network(name), images(2)
+    maps = maps_like(net, x, k)
+    tail, found = CutNetwork(net, "body")(x, second_order=True, replay=True).tail, []
+    assert tail is not None
+    for logits in (tail, tail, lambda maps: patched(net, x, maps)):
+        leaf = maps.clone().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):
+            (slope,) = torch.autograd.grad(logits(leaf).softmax(1)[:, 0].sum(), leaf, create_graph=True)
+            (curvature,) = torch.autograd.grad(slope, leaf, maps)
+        found.append((slope.detach(), curvature))
+    for first, second, wanted in zip(*found, strict=True):
+        assert wanted.abs().max() > 1e-5
+        torch.testing.assert_close(first, wanted, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(second, wanted, rtol=1e-9, atol=1e-12)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_callers_grad_mode_changes_no_number(mode: Callable[[], Any]) -> None:
+    net, x = network("added in place"), images(2)
+    with mode():
+        given = images(2)
+        tail = recorded(net, given)
+        maps = maps_like(net, given, 3)
+        got = tail(maps)
+    torch.testing.assert_close(got.detach(), patched(net, x, maps.clone()).detach(), rtol=1e-10, atol=1e-12)
+    assert not tail(maps_like(net, x, 1)).is_inference()  # and the tail is as good outside of the mode
+
+
+class Counted(nn.Conv2d):
+    """A convolution that counts its runs, in whichever copy."""
+
+    def __init__(self, inputs: int, outputs: int, runs: list[int]) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.count = runs.append
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count(1)
+        return super().forward(x)
+
+
+def test_head_does_not_run_again_wherever_the_target_is_nested() -> None:
+    head: list[int] = []
+    tail: list[int] = []
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.body, self.last = Counted(4, 4, head), nn.Conv2d(4, 4, 1), Counted(4, 4, tail)
+            self.skip = nn.Sequential(Counted(4, 4, head), nn.ReLU(inplace=True))
+
+        def forward(self, x: Tensor) -> Tensor:
+            skip = self.skip(x)
+            return self.last(self.body(self.first(x).relu_())) + skip
+
+    stem = nn.Sequential(nn.Sequential(Counted(3, 4, head), nn.ReLU()), nn.ModuleDict({"unused": nn.ReLU()})["unused"])
+    net = nn.Sequential(stem, nn.Sequential(nn.Identity(), Block()), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    randomise(net, 0)
+    net.double().eval()
+    x = images(2)
+    replay = recorded(net, x, "1.1.body")
+    assert (len(head), len(tail)) == (3, 1)
+    maps = maps_like(net, x, 3, "1.1.body")
+    head.clear()
+    tail.clear()
+    got = [replay(maps) for _ in range(4)]
+    assert (len(head), len(tail)) == (0, 4)
+    torch.testing.assert_close(got[-1], patched(net, x, maps, "1.1.body"), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("hooked", ["stem", "body", "after", "list.0", ""])
+def test_hooks_of_the_users_count_once(hooked: str) -> None:
+    net, x = network("inception"), images(2)
+    net.get_submodule(hooked).register_forward_hook(lambda module, given, output: 3 * output)
+    net.get_submodule(hooked).register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    maps = maps_like(net, x, 2)
+    torch.testing.assert_close(recorded(net, x)(maps), patched(net, x, maps), rtol=1e-10, atol=1e-12)
+
+
+def test_channels_last_maps_go_back_to_the_layout_of_their_layer() -> None:
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.permute(0, 2, 3, 1)
+
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), Last(), nn.Linear(5, 4), nn.GELU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    randomise(net, 0)
+    net.double().eval()
+    x = images(2)
+    assert CutNetwork(net, "1")(x).layer.layout == "bhwn"
+    maps = maps_like(net, x, 2, "1")
+    assert maps.shape == (4, 5, 6, 6)
+    wanted = patched(net, x, maps.permute(0, 2, 3, 1), "1")
+    torch.testing.assert_close(recorded(net, x, "1")(maps), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_threads_share_a_tail() -> None:
+    net, x = network("added to the skip"), images(2)
+    tail = recorded(net, x)
+    rows = [maps_like(net, x, k, seed=seed) for seed in range(8) for k in (1, 2, 3)]
+    with torch.no_grad():
+        wanted = [patched(net, x, maps) for maps in rows]
+    with ThreadPoolExecutor(4) as pool:
+        for got, each in zip(pool.map(tail, rows * 4), wanted * 4, strict=True):
+            torch.testing.assert_close(got.detach(), each, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_another_number_of_rows_than_a_multiple_of_the_images_is_refused(rows: int) -> None:
+    words = rf"got maps of shape \({rows}, 4, 6, 6\), expected as many rows for each of 2 images"
+    with pytest.raises(ValueError, match=words):
+        recorded(network("added"), images(2))(torch.zeros(rows, 4, 6, 6, dtype=torch.float64))
+
+
+def test_maps_that_the_tail_cannot_take_are_an_error_of_the_network() -> None:
+    with pytest.raises(RuntimeError, match="expected input"):
+        recorded(network("inception"), images(2))(torch.zeros(2, 9, 6, 6, dtype=torch.float64))
+
+
+def test_replays_leave_the_model_and_the_images_as_they_were() -> None:
+    net, x = network("images_again"), images(2)
+    net.train()
+    state, kept = copy.deepcopy(net.state_dict()), x.clone()
+    before = {name: dict(vars(module)) for name, module in net.named_modules()}
+    tail = recorded(net, x)
+    tail(maps_like(net, x, 2).requires_grad_()).sum().backward()
+    assert torch.equal(x, kept)
+    for name, module in net.named_modules():
+        assert {key: value for key, value in vars(module).items() if key != "_parameters"} == {
+            key: value for key, value in before[name].items() if key != "_parameters"
+        }
+        assert module.training
+        assert not module._forward_hooks
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert torch.is_grad_enabled()
+
+
+def check(net: nn.Module, x: Tensor, layer: str) -> None:
+    own = CutNetwork(net, layer)(x, replay=True)
+    assert own.tail is not None
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(2 * len(x), 1, *own.layer.positions, generator=generator) < 0.5
+    maps = own.maps(own.leaf.detach()).repeat(2, 1, 1, 1) * keep
+    with torch.no_grad():
+        given = maps.movedim(1, -1) if own.layer.layout == "bhwn" else maps
+        wanted = patched(net, x, given, layer)
+        assert (wanted[: len(x)] - wanted[len(x) :]).abs().max() > 1e-4 * wanted.abs().max()
+        for _ in range(2):
+            torch.testing.assert_close(own.tail(maps), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+        torch.testing.assert_close(own.tail(maps[:2]), wanted[:2], rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("layer", ["gap", "conv"])
+@pytest.mark.parametrize("name", sc.ZOO)
+def test_replay_of_the_zoos_networks_is_the_whole_network(name: str, layer: str) -> None:
+    model = sc.load_model(name, weights="random")
+    check(model.module, images(2, model.preprocess.size[0]).float(), model.layers[layer])
+
+
+FAMILIES = ["densenet121", "inception_v3", "ghostnet_100", "coat_tiny", "res2net50_26w_4s", "hrnet_w18_small", "dla34"]
+FAMILIES += ["xcit_nano_12_p16_224", "mobilevit_xxs", "nasnetalarge", "xception41p"]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", FAMILIES)
+def test_replay_of_timms_odder_families_is_the_whole_network(name: str) -> None:
+    net = timm.create_model(name, num_classes=7)
+    randomise(net, 0)
+    x = images(2, net.default_cfg["input_size"][1] if "fixed_input_size" in net.default_cfg else 128).float()
+    found = sc.layers(net.eval(), x[:1])
+    for place in (len(found) // 3, len(found) // 2, 4 * len(found) // 5):
+        check(net, x, found[place].name)
