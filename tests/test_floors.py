@@ -40,13 +40,22 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "__main__": (4, frozenset(), frozenset()),
     "progress": (4, frozenset({"rich"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
-    "compat": (4, ARRAYS, SLOW),
+    "compat": (4, ARRAYS, SLOW | {"shapiq"}),
     "web": (4, ARRAYS, SLOW | {"gradio"}),
     "": (4, frozenset(), frozenset()),  # __init__.py
 }
 # They make tables of rows on disk, on a laptop: not even through what they import may they meet a network.
 LAPTOP = ("bench.store", "bench.tables", "bench.report")
-NETWORK = ("network", "explanation", "image_warnings", "measurement", "network_game", "faithfulness", "timm", "torchvision")
+NETWORK = (
+    "network",
+    "explanation",
+    "image_warnings",
+    "measurement",
+    "network_game",
+    "faithfulness",
+    "timm",
+    "torchvision",
+)
 # Started for `shapleycam --help`, so nothing slow may load with them.
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")

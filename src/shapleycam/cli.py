@@ -380,7 +380,7 @@ def layers(model: str, *, weights: str | None = "random") -> int:
     return _table(("layer", "maps x positions", "layout", "known as"), rows)
 
 
-_EXTRAS = {"pyarrow": "bench", "jinja2": "bench"}
+_EXTRAS = {"pyarrow": "bench", "jinja2": "bench", "shapiq": "games"}
 
 
 def main() -> None:

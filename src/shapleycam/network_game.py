@@ -18,6 +18,8 @@ from .theory.shapley import SAMPLERS, Coalitions, Progress, ShapleyValues, Value
 from .theory.shapley import exact as exact_values
 from .theory.utility import Utility
 
+WIDE = 2**22
+"""Numbers of the maps that a tail is given at a time without a graph, so that memory is bounded."""
 Positions = Float[Tensor, "h w"]
 
 
@@ -67,7 +69,7 @@ class Game:
             )
         if coalitions.ndim != 2 or coalitions.shape[1] != self.players:
             raise ValueError(f"coalitions have shape {tuple(coalitions.shape)}, expected (k, {self.players})")
-        chunks = coalitions.to(self.maps.device).split(max(1, ROOM // self.maps.numel()))
+        chunks = coalitions.to(self.maps.device).split(max(1, WIDE // self.maps.numel()))
         found = [self._worth(some) for some in chunks]
         return torch.cat(found) if found else self.full.new_empty(0)
 

@@ -87,7 +87,7 @@ def test_efficiency(players, seed):
 def test_dummy_player_earns_what_it_is_worth_alone(players, seed, worth, data):
     player, game = data.draw(st.integers(0, players - 1)), drawn(players, seed)
     places = torch.arange(2**players)
-    dummy = Table(game.worths[places & ~(1 << player)] + worth * ((places >> player) & 1))
+    dummy = Table(game.worths[places & ~(1 << player)] + worth * (places >> player & 1).double())
     assert exact(dummy).values[player].item() == pytest.approx(worth, abs=1e-12)
 
 

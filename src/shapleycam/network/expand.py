@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,8 @@ from ..theory.utility import Utility
 from .cut import Pass
 from .tail import Tail
 
-ROOM = 2**22
-"""Numbers of the maps that a tail is given at a time, so that memory is bounded."""
+ROOM = 2**20
+"""Numbers of the maps that a tail is given at a time with a graph: bounds memory, and fits into caches."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +132,17 @@ def _mean_slope(forward: Pass, targets: Targets, utility: Utility, nodes: int) -
     maps, tail = forward.maps(forward.leaf.detach()), _tail(forward)
     points, weights = quadrature(nodes)
     points, weights = torch.cat([points.new_zeros(1), points]), torch.cat([weights.new_zeros(1), weights])
-    mean, empty = _wide(torch.zeros_like(maps)), None
+    mean, worths = _wide(torch.zeros_like(maps)), []
     size = max(1, ROOM // maps.numel())
     for some, shares in zip(points.to(maps).split(size), weights.to(mean).split(size), strict=True):
-        rows = torch.outer(some, maps.flatten()).view(-1, *maps.shape[1:]).requires_grad_()
         with torch.enable_grad():
-            utilities = worth(tail.of(rows.clone), targets.repeat(len(some)), utility)
-            slopes = _slope(forward, utilities, rows)
-        mean += torch.einsum("k,k...->...", shares, _wide(slopes).view(len(some), *maps.shape))
-        empty = utilities[: len(maps)].detach() if empty is None else empty
-    assert empty is not None
-    return mean, empty
+            # The slope at a step away from the whole path is the mean of the slopes on it.
+            step = torch.zeros_like(maps).requires_grad_()
+            rows = partial(torch.addcmul, step, some.view(-1, *[1] * maps.ndim), maps)
+            utilities = worth(tail.of(lambda: rows().flatten(0, 1)), targets.repeat(len(some)), utility)  # noqa: B023
+            mean += _wide(_slope(forward, utilities * shares.repeat_interleave(len(maps)), step))
+        worths.append(utilities.detach())
+    return mean, worths[0][: len(maps)]
 
 
 def _tail(forward: Pass) -> Tail:

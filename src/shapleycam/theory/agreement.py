@@ -53,7 +53,8 @@ def deviation(score: Callable[[Tensor, Tensor], Tensor], given: Given, reference
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(DRAWS, len(reference.values), generator=generator, dtype=torch.float64).to(given.device)
     drawn = (reference.values + noise * reference.errors).view(DRAWS, *[1] * (given.ndim - 1), -1)
-    return score(given.expand(DRAWS, *given.shape), drawn).std(0)
+    scores = score(given.expand(DRAWS, *given.shape), drawn)
+    return (scores - scores[0]).std(0)  # exactly zero where all are equal
 
 
 AGREEMENTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
