@@ -1,5 +1,6 @@
 """`fidelity` and `classify` on networks small enough to play, and the efficiency gap that every explanation knows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,9 +67,9 @@ def test_fidelity_of_groups_is_that_of_what_the_explanation_gives_to_each_group(
 
 
 def test_error_below_twice_that_of_a_sampled_reference_is_within_noise() -> None:
-    """25 players, a quadratic utility: ShapleyCAM-H and the path are right, whatever the reference's noise."""
+    """30 players, a quadratic utility: ShapleyCAM-H and the path are right, whatever the reference's noise."""
     net, x = network(Square(30), 0), images(1, size=(10, 12))
-    found = fidelity(net, x, layer="maps", targets=2, utility="pre-softmax", tolerance=0.1, seed=1)
+    found = fidelity(net, x, layer="maps", layout="bnhw", targets=2, utility="pre-softmax", tolerance=0.1, seed=1)
     assert ((found.noise > 0) & (found.noise <= 0.1)).all()
     assert all(each.noise == noise for each, noise in zip(found.values, found.noise.tolist(), strict=True))
     within = dict(zip(found.methods, found.within_noise.all(0).tolist(), strict=True))
@@ -76,6 +77,12 @@ def test_error_below_twice_that_of_a_sampled_reference_is_within_noise() -> None
     column = found.methods.index("ShapleyCAM-H")
     assert (found.uncertainty["error"][:, column] > 0).all()
     assert found.evaluations == sum(each.evaluations for each in found.values)
+
+
+def test_within_noise_ends_at_twice_the_noise_of_each_image() -> None:
+    found = fidelity(network(Curved(), 0), images(1), layer="maps", methods="HiResCAM")
+    made = replace(found, error=torch.tensor([[0.19, 0.21], [0.19, 0.0]]), noise=torch.tensor([0.1, 0.05]))
+    assert made.within_noise.tolist() == [[True, False], [False, True]]
 
 
 # Types
@@ -116,7 +123,7 @@ def test_optimal_within_twice_the_noise_of_sampled_values() -> None:
     net, x = network(Square(30), 0), images(1, b=1, size=(10, 12))
     for method, optimal in (("ShapleyCAM-H", True), ("HiResCAM", False)):
         kind = classify(
-            net, x, layer="maps", targets=2, method=method, utility="pre-softmax", tolerance=0.05, budget=5_000
+            net, x, layer="maps", layout="bnhw", targets=2, method=method, utility="pre-softmax", budget=2_000
         )
         assert kind.optimal.tolist() == [optimal]
 

@@ -91,7 +91,7 @@ def test_players_are_positions_in_row_major_order_or_groups_of_them() -> None:
     assert game(net, x, layer="maps").regions.tolist() == torch.arange(24).view(4, 6).tolist()
     assert game(net, x, layer="maps", players=2).regions.tolist() == [[0, 0, 0, 1, 1, 1]] * 2 + [[2, 2, 2, 3, 3, 3]] * 2
     pixels = torch.full((8, 12), 5)
-    pixels[:, 6:], pixels[4:] = 3, -1
+    pixels[:, 7:], pixels[5:] = 3, -1  # through the middles of positions
     of_the_image = game(net, x, layer="maps", players=pixels)
     assert of_the_image.regions.tolist() == [[2, 2, 2, 1, 1, 1]] * 2 + [[0] * 6] * 2
     assert of_the_image.players == 3
@@ -196,7 +196,7 @@ def test_game_that_cannot_be_played_is_refused(arguments: dict[str, Any], error:
 
 
 def test_coalitions_and_questions_that_make_no_sense_are_refused() -> None:
-    made = game(network(Curved(), 0), images(1, b=1, size=(10, 12)), layer="maps")
+    made = game(network(Curved(), 0), images(1, b=1, size=(10, 12)), layer="maps", layout="bnhw")
     with pytest.raises(TypeError, match=r"coalitions are torch.float32, expected booleans"):
         made.worth(torch.zeros(1, 30))
     with pytest.raises(TypeError, match=r"coalitions are list, expected booleans"):

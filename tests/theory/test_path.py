@@ -201,6 +201,9 @@ def test_too_few_nodes_are_named_in_a_warning_of_the_image_that_needs_more():
     assert "tolerance=0.01 doubles them until they are enough" in str(warning)
     short = explain(net, x, layer="maps", methods="AumannCAM", nodes=2, targets=1, tolerance=1e-9, max_nodes=5)
     assert [each.image for each in short.warnings if each.reason == "path"] == [1]
+    for tolerance, images_warned in ((0.95 * gap, [1]), (1.05 * gap, [])):
+        near = explain(net, x, layer="maps", methods="AumannCAM", nodes=2, targets=1, tolerance=tolerance, max_nodes=2)
+        assert [each.image for each in near.warnings if each.reason == "path"] == images_warned
     plain = explain(net, x, layer="maps", methods="HiResCAM", targets=1)
     assert not [each for each in plain.warnings if each.reason == "path"]
 

@@ -113,8 +113,9 @@ class _Replay:
         self.ended = ended
         self.left: dict[nn.Module, deque[Any]] = {module: deque() for module, _ in self.ended}
         self.hand_out: Callable[[Any], Any]
-        calls = {module: self._stub(left) for module, left in self.left.items()} | {target: self._stand_in}
-        self.network = twin(root, {}, calls)
+        calls = {module: self._stub(module, left) for module, left in self.left.items()} | {target: self._stand_in}
+        self.network = twin(root, {}, calls, closed=calls)
+        self.running: dict[nn.Module, nn.Module] = {}
 
     def __call__(self, images: Tensor, output: Tensor, times: int, way: Callable[[Tensor, int], Tensor]) -> Any:
         def hand_out(value: Any) -> Any:
@@ -130,9 +131,13 @@ class _Replay:
         finally:
             del self.output, self.hand_out
 
-    def _stub(self, left: deque[Any]) -> Call:
+    def _stub(self, module: nn.Module, left: deque[Any]) -> Call:
         def call(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            return self.hand_out(left.popleft()) if left else run(*args, **kwargs)
+            if left:
+                return self.hand_out(left.popleft())
+            if module not in self.running:  # in the tail too
+                self.running[module] = twin(module, {})
+            return self.running[module](*args, **kwargs)
 
         return call
 

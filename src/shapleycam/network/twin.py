@@ -40,10 +40,16 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def twin(root: nn.Module, hooks: Mapping[nn.Module, Hook], calls: Mapping[nn.Module, Call] = _NO_CALLS) -> nn.Module:
+def twin(
+    root: nn.Module,
+    hooks: Mapping[nn.Module, Hook],
+    calls: Mapping[nn.Module, Call] = _NO_CALLS,
+    closed: Container[nn.Module] = (),
+) -> nn.Module:
     """A copy of `root` in eval mode with `hooks` behind some of its modules, sharing all parameters and buffers.
 
-    Some modules are not run when they are called, but what `calls` says of them.
+    Some modules are not run when they are called, but what `calls` says of them. What is inside `closed` ones is not copied, for
+    they will not run.
 
     Every module that a forward pass may write to is copied: all but PyTorch's own layers in eval mode, most of a network.
     Forward hooks are part of the model and stay; backward hooks, which wait for gradients of the user's own, are left out,
@@ -56,7 +62,7 @@ def twin(root: nn.Module, hooks: Mapping[nn.Module, Hook], calls: Mapping[nn.Mod
         When a ScriptModule would have to be copied, for a hook or for its training mode.
     """
     changed = {*hooks, *calls}
-    reached = _reached(root, changed)
+    reached = _reached(root, changed, closed)
     for module in (*reached, *changed):
         if isinstance(module, torch.jit.ScriptModule) and (module in changed or module.training):
             raise TypeError(
@@ -132,12 +138,14 @@ def _modules_in(value: Any) -> list[nn.Module]:
     return found
 
 
-def _reached(root: nn.Module, hooks: Container[nn.Module]) -> dict[nn.Module, list[str]]:
+def _reached(root: nn.Module, hooks: Container[nn.Module], closed: Container[nn.Module]) -> dict[nn.Module, list[str]]:
     """Every module to copy that `root` holds, as a submodule, in a list, or by a bound method, with its holding attributes."""
     found: dict[nn.Module, list[str]] = {root: []}
     queue = [root]
     while queue:
         holder = queue.pop()
+        if holder in closed:
+            continue
         reached = [unwrap(child) for child in holder._modules.values() if child is not None]
         for name, value in _candidates(holder):
             held = _modules_in(value)
