@@ -154,11 +154,14 @@ def test_utility_of_ones_own_is_explained() -> None:
         (lambda logits, targets: logits.sum(), r"the utility gave shape \(\) for logits"),
         (lambda logits, targets: 1.0, r"the utility gave a float for logits"),
         (lambda logits, targets: None, r"the utility gave a NoneType for logits"),
-        ("pre_softmax", r"unknown utility 'pre_softmax'; did you mean pre-softmax or .*\?, or pass a function$"),
+        (
+            "pre_softmax",
+            r"unknown utility 'pre_softmax'; did you mean pre-softmax or .*\? \(in Python, or pass a function\)$",
+        ),
         ("ReST", r"unknown utility 'ReST'; did you mean rest\?"),
         (
             "probability",
-            r"unknown utility 'probability'; known are rest, pre-softmax, post-softmax, log-softmax, or pass",
+            r"unknown utility 'probability'; known are rest, pre-softmax, post-softmax, log-softmax",
         ),
     ],
 )
@@ -294,7 +297,7 @@ def test_model_of_the_zoo_knows_its_layers(model: Any) -> None:
 def test_model_from_outside_the_zoo_has_no_layer_known_as_gap() -> None:
     stranger = library.load_model("resnet10t", weights="random")
     with pytest.raises(
-        ValueError, match=r"resnet10t has no layer known as 'gap'; name a layer, see `shapleycam layers`$"
+        ValueError, match=r"resnet10t has no layer known as 'gap'; name one that `shapleycam layers resnet10t` lists$"
     ):
         explain(stranger, images(1, 64, 64))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
 
@@ -242,3 +243,24 @@ def test_picture_that_cannot_be_read_is_named(model: Model, tmp_path: Path) -> N
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(sc.PictureError, match=r"broken\.png"):
         draw_pictures(model, [tmp_path / "broken.png"], tmp_path / "figure.png")
+
+
+def test_picture_that_cannot_be_read_is_left_out_and_the_others_are_drawn(
+    model: Model, pictures: list[Path], tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty.png"
+    empty.write_bytes(b"")
+    found = compare(model, [empty, *pictures], methods="GradCAM")
+    assert [row.label[0] for row in found.rows] == [picture.stem for picture in pictures]
+    assert ["empty.png" in each for each in found.failed] == [True]
+    assert draw_pictures(model, [empty, *pictures], tmp_path / "a.png", methods="GradCAM") == found.failed
+
+
+def test_caption_is_folded_to_the_width_of_the_figure() -> None:
+    tile = Tile(Image.new("RGB", (4 * W, H)))
+    figure = draw(Comparison(("a",), (Row(("b",), (tile,)),), "words " * 40))
+    *_, caption = figure.texts
+    assert caption.get_text().count("\n") > 3
+    box = caption.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0

@@ -39,6 +39,7 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "plays": (4, ARRAYS, frozenset()),
     "__main__": (4, frozenset(), frozenset()),
     "progress": (4, frozenset({"rich"}), frozenset()),
+    "cli_bench": (4, frozenset({"cyclopts"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
     "compat": (4, ARRAYS, SLOW | {"shapiq"}),
     "web": (4, ARRAYS, SLOW | {"gradio"}),

@@ -1,17 +1,14 @@
 """The command line: each command calls one function. Nothing heavy is imported before a command runs."""
 
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
-from cyclopts.argument import ArgumentCollection
-from cyclopts.config import Dict
 
 from . import __version__
-from .bench.configuration import Configuration, Machine
+from .cli_bench import bench, names_in, report, settings, table
 
 app = App(
     name="shapleycam",
@@ -20,6 +17,11 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # main() says it
 )
+
+
+app.command(bench, config=settings)
+app.command(table)
+app.command(report)
 
 
 @app.command
@@ -102,123 +104,6 @@ def explain(
     return int(failed > 0)
 
 
-def _settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Take what the command line does not say from the file named by --config."""
-    for argument in arguments:
-        if argument.name == "--config" and argument.tokens:
-            file = Path(argument.tokens[0].value)
-            try:
-                values = tomllib.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{str(file)!r} is no TOML: {error}") from error
-            # Below the command's name, or keys that are commands too, models say, would be passed over.
-            Dict({commands[-1]: values}, source=str(file))(app, commands, arguments)
-
-
-def _default(value: object) -> str:
-    return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-_FLAT = Parameter(name="*", negative_iterable=(), show_default=_default)
-
-
-@app.command(config=_settings)
-def bench(
-    pictures: Path,
-    *,
-    out: Path,
-    config: Path | None = None,
-    configuration: Annotated[Configuration, _FLAT] = Configuration(),  # noqa: B008
-    machine: Annotated[Machine, _FLAT] = Machine(),  # noqa: B008
-) -> int:
-    """Measure many pictures; the same command again goes on where it was stopped or killed.
-
-    Lists are names with commas. Exit code 1 means that rows lack numbers, and their status says why.
-
-    Parameters
-    ----------
-    pictures
-        A folder of classes, a flat folder, a .tar, or a text or CSV list of pictures.
-    out
-        The folder of the run: run.json and Parquet parts.
-    config
-        A TOML file with the flags below as its keys; what the command line says goes before it.
-    """
-    from .progress import bench as measure_pictures
-
-    return measure_pictures(pictures, out, configuration, machine)
-
-
-@app.command
-def table(
-    run: Path,
-    *,
-    format: Literal["text", "markdown", "latex", "csv"] = "text",
-    against: Literal["published"] | None = None,
-    wins: bool = False,
-    ci: bool = False,
-    sort: str | None = None,
-    utilities: str = "",
-    methods: str = "",
-    baselines: bool = True,
-) -> int:
-    """Print the tables of a run in percent, as the paper lays them out; neither network nor torch is needed.
-
-    Parameters
-    ----------
-    run
-        The folder given to `shapleycam bench --out`.
-    format
-        text, markdown, latex or csv.
-    against
-        "published" sets the paper's numbers beside the run's: difference, 95 % interval, and whether the paper lies in it.
-    wins
-        Compare the methods with each other on the same pictures; with --format csv a line and a test for each pair.
-    ci
-        Give each number its 95 % bootstrap interval.
-    sort
-        Order methods by a metric, best first: AD, Coh, Com, ADCC, IC or ADD.
-    utilities
-        Compare these utilities of the run, names with commas, as in Table 5.
-    methods
-        Only these, names with commas.
-    baselines
-        Show FakeCAM and Gaussian where the run has them, and mark the methods that they beat.
-    """
-    from .bench.tables import table as tabulate
-
-    if against and wins:
-        raise ValueError("give --against or --wins, not both: each is a table of its own")
-    view: Literal["published", "wins", "scores"] = against or ("wins" if wins else "scores")
-    sys.stdout.write(
-        tabulate(
-            run, format=format, view=view, ci=ci, sort=sort, utilities=_names(utilities), methods=_names(methods),
-            baselines=baselines,
-        )
-    )  # fmt: skip
-    return 0
-
-
-@app.command
-def report(run: Path, *, out: Path = Path("report.html"), pictures: Path | None = None) -> int:
-    """Write a run as one HTML file: tables with intervals, plots, the best and the worst pictures with their overlays.
-
-    Parameters
-    ----------
-    run
-        The folder given to `shapleycam bench --out`.
-    out
-        The file to write.
-    pictures
-        Where the pictures are now; where the run found them if not given. Without them overlays lie on grey.
-    """
-    from .bench.report import write_report
-
-    write_report(run, out, pictures)
-    sys.stdout.write(f"{out}\n")
-    return 0
-
-
 @app.command
 def compare(
     *pictures: Path,
@@ -262,12 +147,13 @@ def compare(
     from .network.zoo import load_model
 
     loaded = load_model(model, weights=weights, preprocess=preprocess, seed=seed, device=device)
-    draw_pictures(
-        loaded, pictures, out, methods=_names(methods), targets=_names(targets), layer=layer, utilities=_names(utilities),
+    failed = draw_pictures(
+        loaded, pictures, out, methods=names_in(methods), targets=names_in(targets), layer=layer, utilities=names_in(utilities),
         masking=masking, maps=maps, seed=seed,
     )  # fmt: skip
     sys.stdout.write(f"{out}\n")
-    return 0
+    sys.stderr.write("".join(f"{each}\n" for each in failed))
+    return int(bool(failed))
 
 
 @app.command
@@ -324,7 +210,7 @@ def shapley(
     failed = 0
     with coalitions(budget) as watch:
         for one in play_pictures(
-            loaded, pictures, out, methods=_names(methods), layer=layer, utility=utility, target=target, players=players,
+            loaded, pictures, out, methods=names_in(methods), layer=layer, utility=utility, target=target, players=players,
             tolerance=tolerance, budget=budget, nodes=nodes, pairs=interactions, seed=seed, progress=watch,
         ):  # fmt: skip
             failed += one.failed
@@ -401,10 +287,6 @@ def main() -> None:
         sys.stderr.write("shapleycam: interrupted\n")
         code = 130
     sys.exit(code)
-
-
-def _names(several: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in several.split(",") if name.strip())
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> int:

@@ -18,6 +18,8 @@ from .theory.cams import explanation, identity, mean, resolve_methods
 from .theory.shapley import MOST, ShapleyValues
 
 Scores = Float[Tensor, "b m"]
+ROUNDING = 1e-6
+"""A relative error that single precision makes."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Fidelity:
 
     @property
     def within_noise(self) -> Bool[Tensor, "b m"]:
-        """Whether the error is no larger than twice the reference's own, so that none is proved."""
-        return self.error <= 2 * self.noise[:, None]
+        """Whether the error is no larger than twice the reference's own, or than rounding, so that none is proved."""
+        return self.error <= 2 * self.noise[:, None] + ROUNDING
 
 
 def fidelity(

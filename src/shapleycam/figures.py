@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .gallery import find_target
 from .measurement import Masking, Measurements, background, masked, measure
-from .network.pictures import RGB
+from .network.pictures import RGB, PictureError
 from .network.zoo import Model
 from .render import blend
 from .theory import metrics
@@ -53,6 +53,8 @@ class Comparison:
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     caption: str
+    failed: tuple[str, ...] = ()
+    """Why pictures are not in it, a sentence each."""
 
 
 def draw_pictures(
@@ -67,16 +69,15 @@ def draw_pictures(
     masking: Masking = "normalised",
     maps: bool = False,
     seed: int = 0,
-) -> None:
-    """Compare pictures, see `compare`, and draw the figure into a file, see `write_figure`."""
+) -> tuple[str, ...]:
+    """Compare pictures, see `compare`, and draw the figure into a file, see `write_figure`; gives what failed."""
     _check_kind(out)
-    write_figure(
-        compare(
-            model, pictures, methods=methods, targets=targets, layer=layer, utilities=utilities, masking=masking, maps=maps,
-            seed=seed,
-        ),
-        out,
+    comparison = compare(
+        model, pictures, methods=methods, targets=targets, layer=layer, utilities=utilities, masking=masking, maps=maps,
+        seed=seed,
     )  # fmt: skip
+    write_figure(comparison, out)
+    return comparison.failed
 
 
 def compare(
@@ -104,15 +105,22 @@ def compare(
     Raises
     ------
     ValueError
-        As `measure`; for a picture that cannot be read; when there is no picture, target, utility or method.
+        As `measure`; when there is no picture, target, utility or method.
+    PictureError
+        When none of the pictures can be read; otherwise those that cannot are left out, see `Comparison.failed`.
     """
     for name, given in (("picture", pictures), ("target", targets), ("utility", utilities)):
         if not given:
             raise ValueError(f"no {name} was given; name one or more")
     wanted = {target: None if target == "predicted" else find_target(model, target) for target in targets}
     rows: list[Row] = []
+    failed: list[PictureError] = []
     for picture in pictures:
-        images = model.preprocess(picture).to(next(model.module.parameters()).device)
+        try:
+            images = model.preprocess(picture).to(next(model.module.parameters()).device)
+        except PictureError as error:
+            failed.append(error)
+            continue
         for target, utility in product(wanted, dict.fromkeys(utilities)):
             found = measure(
                 model, images, methods=methods, layer=layer, targets=wanted[target], utility=utility, masking=masking,
@@ -134,11 +142,14 @@ def compare(
                 ]
             else:
                 rows.append(Row(said, (Tile(view), *(_overlay(found, name, view) for name in found.methods))))
+    if not rows:
+        raise failed[0]
     corner = "p: the class's probability; ADCC" if maps else "in the corners: ADCC"
     return Comparison(
         columns=MAPS if maps else ("picture", *found.methods),
         rows=tuple(rows),
         caption=f"{model.name}, {found.out.layer.name}, {', '.join(utilities)}; {corner} x 100 of the single picture",
+        failed=tuple(map(str, failed)),
     )
 
 
@@ -150,7 +161,9 @@ def draw(comparison: Comparison) -> "Figure":
     lines = [[line for part in row.label for line in wrap(part, max(h // 9, 12))] for row in comparison.rows]
     left = _GAP + _LINE * max(map(len, lines))
     width = left + len(comparison.columns) * (w + _GAP)
-    height = _HEAD + len(comparison.rows) * (h + _GAP) + _FOOT
+    caption = wrap(comparison.caption, max((width - left) // 8, 12))
+    foot = _FOOT + _LINE * (len(caption) - 1)
+    height = _HEAD + len(comparison.rows) * (h + _GAP) + foot
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
 
     def write(x: int | float, y: int | float, text: str, size: int, **how: Any) -> None:
@@ -178,7 +191,7 @@ def draw(comparison: Comparison) -> "Figure":
             if tile.corner:
                 box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 2}
                 axes.text(6, 6, tile.corner, size=8, color="white", ha="left", va="top", bbox=box)
-    write(left, height - _FOOT / 2 + 2, comparison.caption, 7, color="dimgrey", ha="left", va="center")
+    write(left, height - foot / 2 + 2, "\n".join(caption), 7, color="dimgrey", ha="left", va="center")
     return figure
 
 

@@ -20,6 +20,8 @@ from .network.zoo import Model
 from .render import overlay, sheet
 from .theory.cams import nearest
 
+_NOTHING = "blank: see warnings"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -155,7 +157,9 @@ def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: in
     target = facts["target"]
     said = f"{picture.name}: {target['name']} ({target['index']}), probability {target['probability']:.4f}"
     title = f"{said}\n{model.name}, {out.layer}, {out.utility}"
-    sheet([("picture", model.preprocess.crop(picture)), *overlays.items()], title).save(folder / "sheet.png")
+    blank = {warning.method for warning in out.warnings if warning.reason in ("blank", "constant", "non-finite")}
+    tiles = [(f"{method} ({_NOTHING})" if method in blank else method, tile) for method, tile in overlays.items()]
+    sheet([("picture", model.preprocess.crop(picture)), *tiles], title).save(folder / "sheet.png")
     (folder / "explanation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return "\n  warning: ".join([f"{said}, layer {out.layer.name} -> {folder}", *facts["warnings"]])
 

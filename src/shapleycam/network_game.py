@@ -39,9 +39,9 @@ class Game:
     maps: Maps = field(repr=False)
     """A, (1, n, h, w)."""
     logits: Logits = field(repr=False)
-    full: Utilities
+    full: Float[Tensor, ""]
     """U(A), what all players are worth, a number."""
-    empty: Utilities
+    empty: Float[Tensor, ""]
     """U(0), what none is worth."""
     image: Images = field(repr=False)
     cut: CutNetwork = field(repr=False)

@@ -34,8 +34,9 @@ def bench(pictures: Path, out: Path, configuration: Configuration, machine: Mach
     ValueError, OSError
         As `plan` and `measured`.
     """
-    planned = plan(pictures, out, configuration, machine)
     console = Console(stderr=True)
+    console.print(f"loading {', '.join(configuration.models)}", markup=False, highlight=False, soft_wrap=True)
+    planned = plan(pictures, out, configuration, machine)
     total, left = (sum(len(planned.items_of(unit)) for unit in units) for units in (planned.units, planned.missing()))
     log = nullcontext(Log(console, total, total - left))
     problems = 0
@@ -64,7 +65,7 @@ def _conclusion(planned: Plan, stopped: int) -> int:
     else:
         sys.stdout.write(f"{planned.run}: {len(planned.items)} pictures, all {parts} parts complete\n")
     if errors:
-        sys.stderr.write(f"{errors} rows have no numbers; the column status says why\n")
+        sys.stderr.write(f"rows without numbers: {errors}; the column status says why\n")
     return 128 + stopped if stopped and missing else int(errors > 0 or missing > 0)
 
 

@@ -80,6 +80,12 @@ def test_a_list_gives_its_pictures_in_its_order_with_their_labels(tmp_path: Path
     assert [read_picture(item.open()).getpixel((0, 0))[0] for item in find_pictures(source)] == [0, 1, 2, 3, 4]
 
 
+def test_a_list_takes_no_label_from_a_folder_that_is_no_identifier(tmp_path: Path) -> None:
+    tree(tmp_path, "flat/a.png", "n01440764/b.png")
+    source = wrote(tmp_path / "list.txt", "flat/a.png\nn01440764/b.png\n")
+    assert found(source) == {"flat/a.png": None, "n01440764/b.png": "n01440764"}
+
+
 def test_a_csv_list_may_have_a_head_and_quotes(tmp_path: Path) -> None:
     source = wrote(tmp_path / "list.csv", '\ufeffPath,label\n"b, c.png",n02007558\na.png,3\nd.png\n')
     assert list(found(source).items()) == [("b, c.png", "n02007558"), ("a.png", 3), ("d.png", None)]

@@ -275,7 +275,7 @@ def test_methods_stand_in_the_papers_order_or_by_a_metric() -> None:
         (grid,) = make_grids(entries, {}, sort=metric)
         column = [each[[m.lower() for m in METRICS].index(metric.lower())] for each in numbers(grid).values()]
         assert column == sorted(column, key=lambda value: sign * value)
-    with pytest.raises(ValueError, match="sort is 'accuracy', expected one of AD, ADCC"):
+    with pytest.raises(ValueError, match="sort is 'accuracy', expected one of AD, Coh, Com, ADCC"):
         make_grids(entries, {}, sort="accuracy")
 
 

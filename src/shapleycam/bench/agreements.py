@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .captions import coinciding, key, name
+from .captions import key, name
 from .formats import Cell, Grid
 from .scores import DRAWS, GAME, Floats, Scores
 
@@ -44,7 +44,7 @@ def agreement(scores: Scores, title: str, ci: bool) -> Grid | None:
         return None
     columns = [list(TITLES).index(each) for each in known]
     of = game_cells(scores, ci)
-    rows: list[tuple[str | Cell, ...]] = [(method, *(of[method][j] for j in columns)) for method in coinciding(scores)]
+    rows: list[tuple[str | Cell, ...]] = [(method, *(of[method][j] for j in columns)) for method in scores.methods]
     head = ("Method", *(TITLES[each] for each in known))
     return Grid(
         f"{title}: agreement with the game", name(scores), head, tuple(rows), tuple(_notes(known, found)), key(scores)

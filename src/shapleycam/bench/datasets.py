@@ -87,10 +87,15 @@ def _folder(folder: Path) -> tuple[Item, ...]:
 
 
 def _label(name: PurePosixPath) -> Label | None:
+    return _identifier(name) or name.parent.name or None
+
+
+def _identifier(name: PurePosixPath) -> Label | None:
+    """The WordNet identifier in the folder's or the file's name."""
     if _WNID.fullmatch(name.parent.name):
         return name.parent.name
     in_name = _WNID_IN_NAME.search(name.name)
-    return in_name.group(1) if in_name else name.parent.name or None
+    return in_name.group(1) if in_name else None
 
 
 def _is_tar(file: Path) -> bool:
@@ -131,7 +136,7 @@ def _list(file: Path) -> tuple[Item, ...]:
         name = Path(path).as_posix()
         if name in items:
             raise ValueError(f"line {line} of {str(file)!r} lists {name} a second time; remove one of the two")
-        known = _label(PurePosixPath(name)) if label is None else label
+        known = _identifier(PurePosixPath(name)) if label is None else label
         items[name] = Item(name, known, partial(Path, file.parent / path))
     return tuple(items.values())
 

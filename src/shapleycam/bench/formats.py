@@ -94,6 +94,7 @@ def latex(grids: Sequence[Grid]) -> str:
         lines += ["\\begin{table*}", "\\centering", f"\\caption{{{_latex(title)}}}"]
         for pair in _pairs(list(some)):
             lines += ["\\par\\medskip", "\\resizebox{\\linewidth}{!}{%" if _wide(pair) else "{%", *_tabular(pair), "}"]
+            lines += ["\\par\\smallskip"]
             lines += [f"\\par{{\\footnotesize {_latex(note)}}}" for note in _notes(pair)]
         lines += ["\\end{table*}", ""]
     return "\n".join(lines).rstrip() + "\n"

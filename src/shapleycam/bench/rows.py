@@ -76,6 +76,16 @@ def measured_rows(
     return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
 
 
+def problems(rows: pa.Table) -> tuple[str, ...]:
+    """Why rows are not to be used: each picture and reason once."""
+    bad = {
+        (picture, status): None
+        for picture, status in zip(rows["picture"].to_pylist(), rows["status"].to_pylist(), strict=True)
+        if status != OK
+    }
+    return tuple(f"{picture}: {status}" for picture, status in bad)
+
+
 def _column(homes: Sequence[tuple[Measurements, int]], name: str) -> NDArray[np.float32]:
     """One number of all pictures and methods, picture by picture."""
     parts = [getattr(found, name) if name == "full" else getattr(found, name)[:, place] for found, place in homes]

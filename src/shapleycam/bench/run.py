@@ -21,7 +21,7 @@ from . import store
 from .datasets import Item
 from .loaded import Loaded, class_indices, load
 from .planned import Plan, now
-from .rows import failed_rows, measured_rows
+from .rows import failed_rows, measured_rows, problems
 from .store import Footer, Unit
 
 AHEAD = 2
@@ -141,7 +141,7 @@ def _measured_unit(
                 yield Step(unit, len(plan.items_of(unit)))
                 continue
             tables.append(_rows(plan, loaded, labels, unit, job.items, reads))
-            yield Step(unit, len(job.items), _problems(tables[-1]))
+            yield Step(unit, len(job.items), problems(tables[-1]))
     finally:
         if tables:
             writer.part(unit, pa.concat_tables(tables), loaded.sha256)
@@ -160,8 +160,8 @@ def _rows(
         if isinstance(read, PictureError):
             bad.append((item, str(read)))
         elif c.targets == "label" and labels[item.name] is None:
-            label = "no label" if item.label is None else f"a label that is no class of {unit.model}, {item.label!r}"
-            bad.append((item, f"it has {label}, and the label is the target"))
+            label = "no label" if item.label is None else f"the label {item.label!r}, which is no class of {unit.model}"
+            bad.append((item, f"it has {label}, and the label is to be the target; give labels with --labels FILE"))
         else:
             good.append((item, read))
     tables = [failed_rows(unit, [(item.name, labels[item.name], reason) for item, reason in bad])]
@@ -170,8 +170,8 @@ def _rows(
         classes = [labels[name] for name in names]
         images = loaded.images([crop for _, crop in good])
         found = _measure(plan, loaded, unit, images, names, classes)
-        fidelities = _fidelities(plan, loaded, unit, images, names, found)
-        tables.append(measured_rows(unit, plan.facts["configuration"]["methods"], names, classes, found, fidelities))
+        true = _fidelities(plan, loaded, unit, images, names, found) if plan.configuration.fidelity else []
+        tables.append(measured_rows(unit, plan.facts["configuration"]["methods"], names, classes, found, true))
     return _ordered(pa.concat_tables(tables), items)
 
 
@@ -197,14 +197,14 @@ def _measure(
 def _fidelities(
     plan: Plan, loaded: Loaded, unit: Unit, images: Tensor, names: list[str], found: list[Measurements]
 ) -> list[Fidelity]:
-    budget, seed = plan.configuration.fidelity, plan.configuration.seed
+    c = plan.configuration
     return [
         fidelity(
             loaded.model, images, methods=tuple(each.out.explanations), layer=each.out.layer.name, targets=each.targets,
-            layout=each.out.layer.layout, utility=unit.utility, budget=budget, seed=seed, keys=names,
+            layout=each.out.layer.layout, utility=unit.utility, budget=c.fidelity, seed=c.seed, keys=names,
         )
         for each in found
-        if budget and each.out.explanations
+        if each.out.explanations
     ]  # fmt: skip
 
 
@@ -216,15 +216,6 @@ def _ordered(rows: pa.Table, items: tuple[Item, ...]) -> pa.Table:
     places = {item.name: place for place, item in enumerate(items)}
     order = sorted(range(rows.num_rows), key=[places[name] for name in rows["picture"].to_pylist()].__getitem__)
     return rows.take(order)
-
-
-def _problems(rows: pa.Table) -> tuple[str, ...]:
-    bad = {
-        (picture, status): None
-        for picture, status in zip(rows["picture"].to_pylist(), rows["status"].to_pylist(), strict=True)
-        if status != store.OK
-    }
-    return tuple(f"{picture}: {status}" for picture, status in bad)
 
 
 class _Writer:

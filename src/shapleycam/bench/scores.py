@@ -235,23 +235,14 @@ def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], 
     table = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
     table[picture[good], method[good]] = values[good]
     game = np.full((len(pictures), len(columns), len(GAME)), np.nan)
-    game[picture[good], method[good]] = np.stack([mine[name].to_numpy().astype(np.float64) for name in GAME], -1)[good]
+    game[picture[good], method[good]] = np.stack([mine[name].to_numpy() for name in GAME], -1)[good]
     some = np.isfinite(table).any((1, 2))
     measured = tuple(name for name, there in zip(pictures, some, strict=True) if there)
     failed = Counter(status[status != "ok"].tolist())
     top1 = _top1(mine, picture)
     return Scores(
-        model,
-        layer,
-        utility,
-        tuple(columns[1:]),
-        measured,
-        table[some, 1:],
-        game[some, 1:],
-        top1,
-        failed,
-        len(pictures),
-    )
+        model, layer, utility, tuple(columns[1:]), measured, table[some, 1:], game[some, 1:], top1, failed, len(pictures)
+    )  # fmt: skip
 
 
 def _top1(rows: pa.Table, picture: NDArray[np.intp]) -> float | None:

@@ -79,8 +79,8 @@ def make_grids(
     long: bool = False,
 ) -> list[Grid]:
     """The grids of `table`, of rows that are at hand; `long` for a line to each pair or method instead of notes."""
-    if sort is not None and sort.upper() not in (known := {name.upper() for name in METRICS}):
-        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(sorted(known))}")
+    if sort is not None and sort.upper() not in {name.upper() for name in METRICS}:
+        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(METRICS)}")
     found = [_chosen(scores, methods, baselines) for scores in scores_in_order(rows, utilities)]
     if view == "published":
         return against(found, configuration)

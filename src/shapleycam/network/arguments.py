@@ -49,7 +49,9 @@ def cut_network(model: Model | nn.Module, layer: str | nn.Module | None, layout:
         layer = "gap" if layer is None else layer
         if isinstance(layer, str) and layer in ("gap", "conv"):
             if layer not in model.layers:
-                raise ValueError(f"{model.name} has no layer known as {layer!r}; name a layer, see `shapleycam layers`")
+                raise ValueError(
+                    f"{model.name} has no layer known as {layer!r}; name one that `shapleycam layers {model.name}` lists"
+                )
             layer = model.layers[layer]
         return CutNetwork(model.module, layer, layout)
     if not isinstance(model, nn.Module):
@@ -98,7 +100,7 @@ def resolve_utility(utility: str | Utility) -> tuple[str, Utility]:
     if callable(utility):
         return getattr(utility, "__name__", type(utility).__name__), utility
     if utility not in UTILITIES:
-        raise ValueError(f"unknown utility {utility!r}; {nearest(utility, UTILITIES)}, or pass a function")
+        raise ValueError(f"unknown utility {utility!r}; {nearest(utility, UTILITIES)} (in Python, or pass a function)")
     return utility, UTILITIES[utility]
 
 

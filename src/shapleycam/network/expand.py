@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..theory.axes import Logits, Maps, Targets, Utilities
@@ -102,8 +102,8 @@ def empty_worth(forward: Pass, targets: Targets, utility: Utility) -> Utilities:
         return worth(_tail(forward)(torch.zeros_like(forward.maps(forward.leaf))), targets, utility)
 
 
-def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Float[Tensor, "k ..."]) -> Maps:
-    """H (shares A) for each share of one image's maps, (k, n, h, w): the Hessian of the utility at A in k directions."""
+def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Bool[Tensor, "k 1 *p"]) -> Maps:
+    """H X_S for k coalitions of one image's positions, (k, n, h, w): the Hessian at A times the maps where S plays."""
     with torch.inference_mode(False), torch.enable_grad():
         maps = forward.maps(forward.leaf.detach())
         rows = maps.repeat(len(shares), *[1] * (maps.ndim - 1)).requires_grad_()

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DisableTorchFunctionSubclass
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from ..theory.axes import Logits, Maps
+from .recorded import Recorded, Way, broadcast, repeated, repeated_when_touched, tensors_in
 from .twin import Call, twin, unwrap
 
 _FORWARD: Any = nn.Module.forward
@@ -37,12 +38,16 @@ class Log:
             if not self._open:
                 return run(*args, **kwargs)
             self._running.append([])
+            given = tensors_in((args, kwargs))
+            versions = [tensor._version for tensor in given]
             output = run(*args, **kwargs)
             self._running.pop()
             if not self._open:  # the target was in it
                 return output
-            self._running[-1].append((module, output))
-            return tree_map_only(Tensor, Tensor.clone, output)  # what follows may write into it
+            written = [(i, t.clone()) for i, (t, v) in enumerate(zip(given, versions, strict=True)) if t._version != v]
+            same = next((i for i, t in enumerate(given) if t is output), None)
+            self._running[-1].append((module, (None if same is not None else output, written, same)))
+            return output if same is not None else tree_map_only(Tensor, Tensor.clone, output)
 
         return call
 
@@ -68,7 +73,8 @@ class Tail:
         self._root, self._target, self._ended = root, target, ended
         self._images, self._layout, self._mode = images, layout, mode
         self._idle: list[_Replay] = []
-        self._ways = [_broadcast, _repeated_when_touched, _repeated]
+        self._ways: list[Way] = [broadcast, repeated_when_touched, repeated]
+        self._sure: set[Way] = set()
 
     def __call__(self, maps: Maps) -> Logits:
         """Logits (k b, c) for maps (k b, n, h, w): row i is of image i modulo b. With a graph where `maps` has one.
@@ -91,16 +97,34 @@ class Tail:
         with torch.inference_mode(False), torch.set_grad_enabled(grad), autocast, self._mode():
             while True:
                 given, way = maps(), self._ways[0]
+                times = len(given) // len(self._images)
                 try:
-                    logits = replay(self._images, self._as_put_out(given), len(given) // len(self._images), way)
-                    if way is _repeated or (isinstance(logits, Tensor) and len(logits) == len(given)):
+                    logits = replay(self._images, self._as_put_out(given), times, way)
+                    fits = isinstance(logits, Tensor) and len(logits) == len(given)
+                    if way is repeated or (fits and (times == 1 or not replay.seen or self._agrees(replay, way, maps))):
                         break
                 except (RuntimeError, ValueError, IndexError, AssertionError):
-                    if way is _repeated:
+                    if way is repeated:
                         raise
-                self._ways = self._ways[self._ways.index(way) + 1 :]
+                self._ways = [each for each in self._ways if each is not way]  # or another thread did
         self._idle.append(replay)
-        return logits_of(logits.as_subclass(Tensor) if isinstance(logits, _Recorded) else logits, len(given))
+        return logits_of(logits.as_subclass(Tensor) if isinstance(logits, Recorded) else logits, len(given))
+
+    def _agrees(self, replay: "_Replay", way: Way, maps: Callable[[], Tensor]) -> bool:
+        """Whether two rows an image give the same with tensors that are repeated at once: asked once of each way.
+
+        Code that counts the images of what the head handed out could mix rows, or leave some out.
+        """
+        if way not in self._sure:
+            with torch.no_grad():
+                some = maps()[: 2 * len(self._images)].detach()
+                tried, true = (
+                    replay(self._images, self._as_put_out(some.clone()), 2, each) for each in (way, repeated)
+                )
+                if not float((tried - true).abs().amax()) <= 1e-4 * float(true.abs().amax()):
+                    return False
+            self._sure.add(way)
+        return True
 
     def _as_put_out(self, maps: Tensor) -> Tensor:
         return maps.movedim(1, -1).contiguous() if self._layout == "bhwn" else maps
@@ -117,9 +141,11 @@ class _Replay:
         self.network = twin(root, {}, calls, closed=calls)
         self.running: dict[nn.Module, nn.Module] = {}
 
-    def __call__(self, images: Tensor, output: Tensor, times: int, way: Callable[[Tensor, int], Tensor]) -> Any:
+    def __call__(self, images: Tensor, output: Tensor, times: int, way: Way) -> Any:
+        self.seen: list[Any] = []
+
         def hand_out(value: Any) -> Any:
-            return tree_map_only(Tensor, lambda tensor: way(tensor, times), value)
+            return tree_map_only(Tensor, lambda tensor: way(tensor, times, self.seen), value)
 
         for left in self.left.values():
             left.clear()
@@ -134,7 +160,14 @@ class _Replay:
     def _stub(self, module: nn.Module, left: deque[Any]) -> Call:
         def call(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if left:
-                return self.hand_out(left.popleft())
+                output, written, same = left.popleft()
+                given = tensors_in((args, kwargs))
+                with DisableTorchFunctionSubclass():
+                    for i, value in written:
+                        given[i].data = self.hand_out(value)
+                        if isinstance(given[i], Recorded):
+                            given[i].own = False
+                return self.hand_out(output) if same is None else given[same]
             if module not in self.running:  # in the tail too
                 self.running[module] = twin(module, {})
             return self.running[module](*args, **kwargs)
@@ -143,94 +176,6 @@ class _Replay:
 
     def _stand_in(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
         return self.output
-
-
-class _Recorded(Tensor):
-    """A tensor of b images that the head handed out, where k b rows of maps are under way.
-
-    It keeps its b rows. Where it meets the maps and the operation insists, it becomes k copies of them, or as soon as it is
-    touched; before anything writes into it, it gets a storage of its own.
-    """
-
-    times: int
-    own: bool
-    lazy: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor, times: int, own: bool, lazy: bool) -> Tensor:
-        # Handed out it is no view, or writes that have a graph would give one to what is recorded.
-        recorded = tensor.as_subclass(cls) if own else Tensor._make_subclass(cls, tensor)
-        recorded.times, recorded.own, recorded.lazy = times, own, lazy
-        return recorded
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with DisableTorchFunctionSubclass():
-            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            mine = [t for t in tensors if isinstance(t, cls)]
-            if not all(t.lazy for t in mine):
-                _repeat(mine)
-            if _may_write(func, args, kwargs):
-                _own(mine)
-            times, lazy = max(t.times for t in mine), all(t.lazy for t in mine)
-            met = any(_are_rows(t, mine) for t in tensors if not isinstance(t, cls | nn.Parameter))
-            try:
-                output = func(*args, **kwargs)
-            except RuntimeError:
-                if not met:
-                    raise
-                _repeat(mine)
-                output = func(*args, **kwargs)
-            made = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-            if any(_storage(t) == _storage(new) for t in mine if not t.own for new in made if new is not t):
-                _own(mine)  # for nobody knows what will be written into a view
-                output = func(*args, **kwargs)
-            if met:
-                return output
-            return tree_map_only(Tensor, lambda t: t if isinstance(t, cls) else cls.of(t, times, True, lazy), output)
-
-
-def _broadcast(tensor: Tensor, times: int) -> Tensor:
-    return _Recorded.of(tensor, times, own=False, lazy=True)
-
-
-def _repeated_when_touched(tensor: Tensor, times: int) -> Tensor:
-    return _Recorded.of(tensor, times, own=False, lazy=False)
-
-
-def _repeated(tensor: Tensor, times: int) -> Tensor:
-    return tensor.repeat(times, *[1] * (tensor.ndim - 1)) if tensor.ndim else tensor.clone()
-
-
-def _repeat(recorded: Iterable[_Recorded]) -> None:
-    for t in recorded:
-        if t.times > 1 and t.ndim:
-            t.data, t.times, t.own = _repeated(t.detach(), t.times), 1, True
-
-
-def _own(recorded: Iterable[_Recorded]) -> None:
-    for t in recorded:
-        if not t.own:
-            t.data, t.own = t.detach().clone(), True
-
-
-def _are_rows(tensor: Tensor, recorded: Iterable[_Recorded]) -> bool:
-    return tensor.ndim > 1 and any(t.ndim > 0 and len(tensor) == t.times * len(t) for t in recorded)
-
-
-def _may_write(func: Any, args: Any, kwargs: Any) -> bool:
-    name = getattr(func, "__name__", "")
-    return (
-        (name.endswith("_") and not name.endswith("__"))
-        or name.startswith(("__i", "__set"))
-        or any(value is True for value in (*args, *kwargs.values()))  # inplace, most of all
-        or "out" in kwargs
-    )
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
 
 
 def _path(root: nn.Module, name: str) -> list[nn.Module]:

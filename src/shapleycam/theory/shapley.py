@@ -21,6 +21,8 @@ Progress = Callable[[int, int], object]
 """Told now and then how many coalitions were played, of how many at most."""
 MOST = 20
 """Players of which all coalitions can be played."""
+ENOUGH = 16
+"""Pairs of permutations whose standard errors may be relied on to stop."""
 BATCHES = 20
 """Independent estimates that KernelSHAP's standard errors are made of."""
 
@@ -99,8 +101,8 @@ def by_permutations(
 ) -> ShapleyValues:
     """Shapley values from permutations and their reverses, Eq. (8); efficiency holds exactly.
 
-    Standard errors are those of the mean over pairs. It stops once `noise` is within the tolerance, or before a pair would
-    exceed the budget of coalitions, but not before four pairs.
+    Standard errors are those of the mean over pairs. It stops once `noise` is within the tolerance, from 16 pairs on, or before a
+    pair would exceed the budget of coalitions, but not before four pairs; of fewer than 16 the errors are rough.
     """
     d = game.players
     empty, full = _ends(game)
@@ -121,7 +123,7 @@ def by_permutations(
         spent += worths.numel()
         found = _mean(torch.cat(pairs), spent)
         progress(spent, budget)
-        if found.noise <= tolerance:
+        if len(torch.cat(pairs)) >= ENOUGH and found.noise <= tolerance:
             break
     return found
 
