@@ -347,9 +347,9 @@ def test_images_of_a_batch_do_not_affect_each_other(layer: str) -> None:
 
 def test_methods_come_out_in_the_order_asked_for_each_once_with_the_same_scores() -> None:
     names = ["FakeCAM", *reversed(sc.METHODS), "Gaussian"]
-    found = sc.measure(network(), images(), layer="3", methods=[*names, "GradCAM", "paper", "FakeCAM"])
+    found = sc.measure(network(), images(), layer="3", methods=[*names, "GradCAM", "all", "FakeCAM"])
     assert found.methods == tuple(names)
-    forward = sc.measure(network(), images(), layer="3", methods=["paper", "Gaussian", "FakeCAM"])
+    forward = sc.measure(network(), images(), layer="3", methods=["all", "Gaussian", "FakeCAM"])
     order = [forward.methods.index(name) for name in names]
     for column in COLUMNS[1:]:
         torch.testing.assert_close(getattr(found, column), getattr(forward, column)[:, order], rtol=0, atol=1e-5)
@@ -481,7 +481,7 @@ def test_float64_network_gives_float64_scores() -> None:
     [
         ({"masking": "black"}, 'masking is \'black\', expected "normalised" or "raw"'),
         ({"masking": "raw"}, 'masking="raw" needs to know how images were normalised; pass what load_model gives'),
-        ({"methods": []}, "no method was given; name one or more of paper, all, RandomCAM.*FakeCAM, Gaussian"),
+        ({"methods": []}, "no method was given; name one or more of paper, path, all, RandomCAM.*FakeCAM, Gaussian"),
         ({"methods": "GradCan"}, "unknown method 'GradCan'; did you mean GradCAM"),
         ({"methods": "FakeCan"}, "unknown method 'FakeCan'; did you mean FakeCAM"),
         ({"utility": "logit"}, "unknown utility 'logit'"),

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .explanation import Explanation, expand_images, explained
-from .network.arguments import check_images, cut_network, resolve_keys, resolve_utility
+from .network.arguments import check_images, cut_network, opposite, resolve_keys, resolve_utility
 from .network.cut import CutNetwork, Layout
 from .network.expand import expand
 from .network.zoo import Model
@@ -149,15 +149,13 @@ def _explained_twice(
 ) -> tuple[Explanation, dict[str, Utilities]]:
     """The explanation, and for each method how alike its maps for the class explained and the least likely one are."""
     forward, classes, expansion = expand_images(cut, images, rows, targets, utility[1], keys, seed, again=True)
-    least, likeliest = forward.logits.argmin(1), forward.logits.argmax(1)
-    others = torch.where(classes == least, likeliest, least)
     ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
 
     def noise() -> Maps:
         assert expansion.noise is not None
         return expansion.noise
 
-    other = expand(forward, others, utility[1], ingredients, noise)
+    other = expand(forward, opposite(forward.logits.detach(), classes), utility[1], ingredients, noise)
     out = explained(model, cut, images, rows, utility, forward, classes, expansion)
     pairs = {row.name: (out.explanations[row.name], explanation(row, other)) for row in rows}
     return out, {

@@ -96,6 +96,13 @@ def resolve_targets(targets: int | str | Sequence[int] | Tensor | None, logits: 
     return given.to(logits.device, torch.int64).expand(b).clone()
 
 
+@torch.inference_mode(False)
+def opposite(logits: Logits, targets: Targets) -> Targets:
+    """The least likely class of each image; the most likely one where that is the target."""
+    least = logits.argmin(1)
+    return torch.where(targets == least, logits.argmax(1), least)
+
+
 def resolve_utility(utility: str | Utility) -> tuple[str, Utility]:
     if callable(utility):
         return getattr(utility, "__name__", type(utility).__name__), utility
