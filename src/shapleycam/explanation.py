@@ -57,7 +57,7 @@ class Explanation:
 
     @cached_property
     def efficiency_gap(self) -> Mapping[str, Utilities]:
-        """For each method |sum_j E_j - (U(A) - U(0))| / |U(A) - U(0)|, (b,): whether E shares out what there is to share.
+        """For each method |sum_j E_j - (U(A) - U(0))| / max(|U(A) - U(0)|, 1e-6), (b,): whether shares add up.
 
         0 is best, and necessary for Shapley values, not sufficient. NaN for methods that do not claim to: those with a ReLU
         or a division inside, and Type II rows where W is not the same at all positions. Costs what `empty` costs.
@@ -143,7 +143,8 @@ def explain(
 ) -> Explanation:
     """Heatmaps of what a classifier looked at: one forward pass, and one or two backward passes behind the cut.
 
-    The path row, AumannCAM and its kin, takes `nodes` + 1 forward and backward passes behind the cut, in one batch.
+    The path row, AumannCAM and its kin, takes `nodes` + 1 forward and backward passes behind the cut,
+    batched as far as they fit into caches.
 
     The model is left as it was: modes, hooks, gradients, flags. Autocast is off inside.
 

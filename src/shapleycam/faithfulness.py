@@ -16,6 +16,7 @@ from .network_game import Game, exact, game, sampled
 from .theory.agreement import AGREEMENTS, deviation, relative_error
 from .theory.cams import explanation, identity, mean, resolve_methods
 from .theory.shapley import MOST, ShapleyValues
+from .theory.utility import Utility
 
 Scores = Float[Tensor, "b m"]
 ROUNDING = 1e-6
@@ -62,8 +63,8 @@ def fidelity(
     layer: str | nn.Module | None = None,
     layout: Layout | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
-    utility: str = "rest",
-    players: int | Tensor | None = None,
+    utility: str | Utility = "rest",
+    players: int | Tensor | Sequence[Sequence[int]] | None = None,
     tolerance: float = 0.02,
     budget: int = 20_000,
     nodes: int = 8,
@@ -144,7 +145,7 @@ def classify(
     layer: str | nn.Module | None = None,
     layout: Layout | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
-    utility: str = "rest",
+    utility: str | Utility = "rest",
     tolerance: float = 1e-4,
     budget: int = 20_000,
     nodes: int = 8,
@@ -159,7 +160,10 @@ def classify(
     ValueError
         For a method without coefficients, RandomCAM; and as `fidelity`.
     """
-    (row,) = resolve_methods(method)
+    rows = resolve_methods(method)
+    if len(rows) != 1:
+        raise ValueError(f"method is {method!r}, which is {len(rows)} methods; expected one")
+    row = rows[0]
     if row.order == "none":
         raise ValueError(f"{row.name} has no coefficients W, so no type; expected a method of first order or higher")
     cut, (_, function) = cut_network(model, layer, layout), resolve_utility(utility)

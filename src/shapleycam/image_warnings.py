@@ -92,8 +92,8 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 image,
                 None,
                 "path",
-                f"the path row misses {gap:.1%} of the utility (a normalisation behind the target makes it steep near zero); "
-                "give it more nodes: tolerance=0.01 doubles them until they are enough",
+                f"the path row misses {gap:.1%} of the utility, so its nodes are too few (a normalisation right behind the "
+                "target makes the utility steep near zero); in explain, tolerance=0.01 doubles them up to max_nodes",
             )
     for method, explanations in out.explanations.items():
         low, high = (reduce(explanations, (-2, -1)).tolist() for reduce in (torch.amin, torch.amax))

@@ -64,8 +64,9 @@ class Game:
             When it is not boolean.
         """
         if not isinstance(coalitions, Tensor) or coalitions.dtype != torch.bool:
+            got = coalitions.dtype if isinstance(coalitions, Tensor) else f"a {type(coalitions).__name__}"
             raise TypeError(
-                f"coalitions are {getattr(coalitions, 'dtype', type(coalitions).__name__)}, expected booleans"
+                f"coalitions are {got}, expected a torch.bool tensor (k, {self.players}); use torch.as_tensor"
             )
         if coalitions.ndim != 2 or coalitions.shape[1] != self.players:
             raise ValueError(f"coalitions have shape {tuple(coalitions.shape)}, expected (k, {self.players})")
@@ -75,12 +76,16 @@ class Game:
 
     def of(self, explanation: Float[Tensor, "*k h w"]) -> Float[Tensor, "*k d"]:
         """What an explanation map gives to each player: its sum over the player's positions."""
+        if explanation.shape[-2:] != self.regions.shape:
+            raise ValueError(f"got a map of shape {tuple(explanation.shape)}, expected (..., h, w) of {self.layer}")
         flat = explanation.flatten(-2)
         shares = flat.new_zeros(*flat.shape[:-1], self.players)
         return shares.index_add(-1, self.regions.flatten(), flat)
 
     def spread(self, values: Values) -> Positions:
         """Values of players on the map, (h, w): each player's is shared evenly by his positions."""
+        if values.shape != (self.players,):
+            raise ValueError(f"got values of shape {tuple(values.shape)}, expected ({self.players},)")
         sizes = torch.bincount(self.regions.flatten(), minlength=self.players)
         return (values / sizes.to(values))[self.regions]
 
@@ -98,7 +103,7 @@ def game(
     layer: str | nn.Module | None = None,
     layout: Layout | None = None,
     target: int | str | Tensor | None = None,
-    utility: str = "rest",
+    utility: str | Utility = "rest",
     players: int | Tensor | Sequence[Sequence[int]] | None = None,
 ) -> Game:
     """The game that a network plays on one image; costs one forward pass.
@@ -113,7 +118,8 @@ def game(
         The class: None for the predicted one, "least" for the least likely, or an index.
     players
         None for each position by itself, a number g for a grid of g x g groups, or a label map: of the layer's (h, w), or of any
-        larger size, the image's say, of which each position takes the label at its middle.
+        larger size, the image's say, of which each position takes the label at its middle. Players are numbered in the order of
+        their labels; a label at no position's middle has none.
 
     Raises
     ------
@@ -154,7 +160,7 @@ def game(
         logits,
         full,
         empty,
-        image.detach(),
+        image.detach().clone(),
         cut,
         forward.tail,
         function,
@@ -237,14 +243,17 @@ def _regions(players: int | Tensor | Sequence[Sequence[int]] | None, size: tuple
     h, w = size
     if players is None:
         return torch.arange(h * w).view(h, w)
-    if isinstance(players, int):
+    if isinstance(players, int) and not isinstance(players, bool):
         if not 1 <= players <= min(h, w):
             raise ValueError(
                 f"players is a grid of {players} x {players}, expected 1 to {min(h, w)} for {h} x {w} positions"
             )
         down, across = (torch.arange(side) * players // side for side in (h, w))
         return down[:, None] * players + across
-    labels = torch.as_tensor(players)
+    try:
+        labels = torch.as_tensor(players)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"players is {players!r}, expected None, a whole number, or a label map of integers") from error
     if labels.ndim != 2 or labels.is_floating_point() or labels.shape[0] < h or labels.shape[1] < w:
         raise ValueError(
             f"players is a label map of shape {tuple(labels.shape)}, {labels.dtype}, expected integers of at least {h} x {w}"

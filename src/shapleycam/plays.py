@@ -107,14 +107,14 @@ def draw_interactions(game: Game, table: Tensor, view: Image.Image) -> Image.Ima
         for axis in (across, down)
     ]
     points = [(float(x) * view.width / w, float(y) * view.height / h) for x, y in zip(*places, strict=True)]
-    upper = table.cpu().triu(1)
-    strongest = upper.abs().flatten().topk(min(STRONGEST, game.players * (game.players - 1) // 2)).indices.tolist()
+    rows, columns = torch.triu_indices(game.players, game.players, 1)
+    pairs = table.cpu()[rows, columns]
+    strongest = [place for place in pairs.abs().argsort(descending=True)[:STRONGEST].tolist() if pairs[place] != 0]
     grey = Image.blend(view.convert("L").convert("RGB"), Image.new("RGB", view.size, "black"), 0.35)
     draw = ImageDraw.Draw(grey)
-    top = float(upper.abs().max()) or 1.0
+    top = float(pairs.abs().max()) if strongest else 1.0
     for place in reversed(strongest):
-        i, j = divmod(place, game.players)
-        strength = float(upper[i, j])
+        i, j, strength = int(rows[place]), int(columns[place]), float(pairs[place])
         colour, width = NEED if strength > 0 else REDUNDANT, 1 + round(5 * abs(strength) / top)
         draw.line([points[i], points[j]], fill=colour, width=width)
         for x, y in (points[i], points[j]):
@@ -146,7 +146,9 @@ def _write(model: Model, found: Fidelity, picture: Path, folder: Path, pairs: bo
         np.savez_compressed(folder / "interactions.npz", interactions=table.cpu().numpy())
         legend = [("picture", view), ("who needs whom", draw_interactions(game, table, view))]
         legend_says = (
-            f"amber: two regions need each other; blue: they are redundant\nthe {STRONGEST} strongest of X_i^T H X_j"
+            f"amber: two regions need each other; blue: they are redundant\nthe strongest of X_i^T H X_j, at most {STRONGEST}"
+            if table.triu(1).any()
+            else f"no two regions interact: {out.utility} is linear in the maps"
         )
         title = f"{said}\n{legend_says}"
         sheet(legend, title).save(folder / "interactions.png")

@@ -3,7 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Section:
     bars: tuple["Bar", ...]
     pictures: tuple[tuple[str, list[list[tuple[str, str]]]], ...]
     """Titles, and below each the strips of captioned images, as data URLs."""
+    agreement: Grid | None = None
+    """What the run says of the methods and the game."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,13 @@ def write_report(run: Path, out: Path, pictures: Path | None = None) -> None:
 
     facts = read_configuration(run)
     rows = read_rows(run, COLUMNS)
+    found = scores_in_order(rows)
     grids = make_grids(rows, facts["configuration"], ci=True)
+    beside = {grid.key: grid for grid in grids[len(found) :]}
     sources = _sources(Path(pictures or facts.get("source", "")), required=pictures is not None)
     sections = [
-        _section(grid, scores, run, facts, sources) for grid, scores in zip(grids, scores_in_order(rows), strict=True)
+        replace(_section(grid, scores, run, facts, sources), agreement=beside.get(grid.key))
+        for grid, scores in zip(grids[: len(found)], found, strict=True)
     ]
     page = Environment(
         loader=PackageLoader("shapleycam", "bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

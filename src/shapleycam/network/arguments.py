@@ -106,6 +106,10 @@ def opposite(logits: Logits, targets: Targets) -> Targets:
 def resolve_utility(utility: str | Utility) -> tuple[str, Utility]:
     if callable(utility):
         return getattr(utility, "__name__", type(utility).__name__), utility
+    if not isinstance(utility, str):
+        raise TypeError(
+            f"utility is a {type(utility).__name__}, expected a name or a function (logits, targets) -> (b,)"
+        )
     if utility not in UTILITIES:
         raise ValueError(f"unknown utility {utility!r}; {nearest(utility, UTILITIES)} (in Python, or pass a function)")
     return utility, UTILITIES[utility]

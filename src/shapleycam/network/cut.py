@@ -94,7 +94,10 @@ class CutNetwork:
         if len(tap.leaves) != 1:
             raise ValueError(self._runs(len(tap.leaves), images))
         layer = self._target_layer(tap.leaves[0], images)
-        again = Tail(self.module, self.layer, log.ended, images.detach().clone(), layer.layout, mode) if log else None
+        if log is None:
+            return Pass(layer, tap.leaves[0], logits_of(logits, len(images)))
+        shape, kept = (layer.maps, *layer.positions), images.detach().clone()
+        again = Tail(self.module, self.layer, log.ended, kept, shape, layer.layout, mode)
         return Pass(layer, tap.leaves[0], logits_of(logits, len(images)), again)
 
     def tail(self, images: Images) -> Tail:

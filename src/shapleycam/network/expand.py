@@ -29,8 +29,8 @@ class Nodes:
     most: int = 256
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= self.most:
-            raise ValueError(f"nodes is {self.first}, expected 1 to max_nodes, {self.most}")
+        if not isinstance(self.first, int) or not 1 <= self.first <= self.most:
+            raise ValueError(f"nodes is {self.first}, expected a whole number from 1 to max_nodes, {self.most}")
         if self.tolerance is not None and not self.tolerance > 0:
             raise ValueError(f"tolerance is {self.tolerance}, expected a share of the utility above 0, or None")
 
@@ -86,7 +86,8 @@ def worth(logits: Logits, targets: Targets, utility: Utility) -> Utilities:
     ValueError
         When the utility does not give one number an image.
     """
-    utilities = utility(_wide(logits), targets)
+    with torch.autocast(logits.device.type, enabled=False):
+        utilities = utility(_wide(logits), targets)
     if not isinstance(utilities, Tensor) or utilities.shape != targets.shape:
         got = f"shape {tuple(utilities.shape)}" if isinstance(utilities, Tensor) else f"a {type(utilities).__name__}"
         raise ValueError(
@@ -104,7 +105,7 @@ def empty_worth(forward: Pass, targets: Targets, utility: Utility) -> Utilities:
 
 def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Bool[Tensor, "k 1 *p"]) -> Maps:
     """H X_S for k coalitions of one image's positions, (k, n, h, w): the Hessian at A times the maps where S plays."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
         maps = forward.maps(forward.leaf.detach())
         rows = maps.repeat(len(shares), *[1] * (maps.ndim - 1)).requires_grad_()
         logits = _tail(forward).of(rows.clone)
@@ -119,13 +120,20 @@ def _path(forward: Pass, targets: Targets, utility: Utility, nodes: Nodes) -> tu
     mean, empty = _mean_slope(forward, targets, utility, nodes.first)
     count = nodes.first
     while nodes.tolerance is not None and 2 * count <= nodes.most:
-        rest = efficiency_gap((mean * maps).flatten(1).sum(1), full, empty) > nodes.tolerance
+        rest = _gap(mean, maps, full, empty) > nodes.tolerance
         if not rest.any():
             break
         count *= 2
         finer, _ = _mean_slope(forward, targets, utility, count)
+        rest &= _gap(finer, maps, full, empty) < _gap(
+            mean, maps, full, empty
+        )  # quadrature may get worse before it gets better
         mean = torch.where(rest.view(-1, *[1] * (mean.ndim - 1)), finer, mean)  # no image hangs on another's
     return mean, empty
+
+
+def _gap(mean: Maps, maps: Maps, full: Utilities, empty: Utilities) -> Utilities:
+    return efficiency_gap((mean * maps).flatten(1).sum(1), full, empty)
 
 
 def _mean_slope(forward: Pass, targets: Targets, utility: Utility, nodes: int) -> tuple[Maps, Utilities]:

@@ -67,11 +67,12 @@ class Tail:
         target: nn.Module,
         ended: list[tuple[nn.Module, Any]],
         images: Tensor,
+        shape: tuple[int, ...],
         layout: str,
         mode: Callable[[], Any],
     ) -> None:
         self._root, self._target, self._ended = root, target, ended
-        self._images, self._layout, self._mode = images, layout, mode
+        self._images, self._shape, self._layout, self._mode = images, shape, layout, mode
         self._idle: list[_Replay] = []
         self._ways: list[Way] = [broadcast, repeated_when_touched, repeated]
         self._sure: set[Way] = set()
@@ -84,19 +85,23 @@ class Tail:
         ValueError
             When there are not as many rows for each image.
         """
-        if not len(maps) or len(maps) % len(self._images):
+        b, wanted = len(self._images), "x".join(map(str, self._shape))
+        if maps.shape[1:] != self._shape or not len(maps) or len(maps) % b:
             raise ValueError(
-                f"got maps of shape {tuple(maps.shape)}, expected as many rows for each of {len(self._images)} images"
+                f"got maps of shape {tuple(maps.shape)}, expected rows of {wanted}, as many for each of {b} images"
             )
         return self.of(maps.clone)
 
     def of(self, maps: Callable[[], Tensor]) -> Tensor:
         """As a call, for what `maps` gives, which the tail may write into; it is asked again where that was in vain."""
         grad, autocast = torch.is_grad_enabled(), torch.autocast(self._images.device.type, enabled=False)
-        replay = self._idle.pop() if self._idle else _Replay(self._root, self._target, self._ended)
+        try:
+            replay = self._idle.pop()
+        except IndexError:  # all are at work in other threads
+            replay = _Replay(self._root, self._target, self._ended)
         with torch.inference_mode(False), torch.set_grad_enabled(grad), autocast, self._mode():
-            while True:
-                given, way = maps(), self._ways[0]
+            for way in self._ways:
+                given = maps()
                 times = len(given) // len(self._images)
                 try:
                     logits = replay(self._images, self._as_put_out(given), times, way)
@@ -106,7 +111,7 @@ class Tail:
                 except (RuntimeError, ValueError, IndexError, AssertionError):
                     if way is repeated:
                         raise
-                self._ways = [each for each in self._ways if each is not way]  # or another thread did
+        self._ways = self._ways[self._ways.index(way) :] if way in self._ways else self._ways  # if no thread went on
         self._idle.append(replay)
         return logits_of(logits.as_subclass(Tensor) if isinstance(logits, Recorded) else logits, len(given))
 

@@ -148,15 +148,17 @@ def by_kernel(
     moment = torch.zeros(BATCHES, d, dtype=torch.float64, device=full.device)
     spent = 2
     for turn in range(rounds):
-        draws = (uniform(torch.arange(BATCHES * least), d + 1, seed, stream=turn + 1).to(torch.float64) + 1) / 2
-        size = torch.searchsorted(sizes / sizes[-1], draws[:, 0].contiguous()) + 1
-        some = (draws[:, 1:].argsort(1).argsort(1) < size[:, None]).to(full.device)
-        both = torch.stack([some, ~some], 1)
-        worths = (game.worth(both.flatten(0, 1)).to(torch.float64) - empty).view(BATCHES, -1)
-        z = both.to(torch.float64).view(BATCHES, -1, d)
-        gram += z.mT @ z
-        moment += (z.mT @ worths[..., None])[..., 0]
-        spent += worths.numel()
+        for batch in range(BATCHES):
+            keys = torch.arange(batch * least, (batch + 1) * least)
+            draws = (uniform(keys, d + 1, seed, stream=turn + 1).to(torch.float64) + 1) / 2
+            size = torch.searchsorted(sizes / sizes[-1], draws[:, 0].contiguous()) + 1
+            some = (draws[:, 1:].argsort(1).argsort(1) < size[:, None]).to(full.device)
+            both = torch.cat([some, ~some])
+            worths = game.worth(both).to(torch.float64) - empty
+            z = both.to(torch.float64)
+            gram[batch] += z.T @ z
+            moment[batch] += z.T @ worths
+            spent += len(worths)
         found = _mean(_solve(gram, moment, full - empty), spent)
         progress(spent, budget)
         if found.noise <= tolerance:
