@@ -42,9 +42,13 @@ class Explanation:
     """How the model's pictures were made images; None for a module of one's own."""
     signs: Mapping[str, Tensor] = field(repr=False)
     """What the warnings are made of, an image each: see `signs_of`."""
-    full: Utilities
-    """U(A), what all positions together are worth, (b,)."""
     nobody: "_Nobody" = field(repr=False)
+
+    @cached_property
+    def full(self) -> Utilities:
+        """U(A), what all positions together are worth, (b,)."""
+        known = self.nobody.full
+        return worth(self.logits, self.targets, self.nobody.utility) if known is None else known
 
     @cached_property
     def empty(self) -> Utilities:
@@ -89,7 +93,6 @@ class Explanation:
             targets=self.targets[one],
             logits=self.logits[one],
             signs=part(self.signs),
-            full=self.full[one],
             nobody=self.nobody[one],
         )
 
@@ -107,12 +110,13 @@ class _Nobody:
     images: Images
     targets: Targets
     utility: Utility
+    full: Utilities | None
     known: Utilities | None
     version: int | None
 
     def __getitem__(self, one: slice) -> "_Nobody":
-        known = None if self.known is None else self.known[one]
-        return replace(self, images=self.images[one], targets=self.targets[one], known=known)
+        full, known = (None if each is None else each[one] for each in (self.full, self.known))
+        return replace(self, images=self.images[one], targets=self.targets[one], full=full, known=known)
 
     def worth(self) -> Utilities:
         if self.known is not None:
@@ -237,8 +241,8 @@ def explained(
 ) -> Explanation:
     """What `expand_images` gave, explained by each row; heatmaps are made whenever they are asked for, and not kept."""
     explanations = {row.name: explanation(row, expansion) for row in rows}
-    full, signs = worth(forward.logits.detach(), targets, utility[1]), signs_of(expansion) | flatness(rows, expansion)
-    if expansion.path is not None and expansion.empty is not None:
+    full, signs = expansion.full, signs_of(expansion) | flatness(rows, expansion)
+    if expansion.path is not None and full is not None and expansion.empty is not None:
         shared = (expansion.path * expansion.maps).flatten(1).sum(1)
         signs["path gap"] = efficiency_gap(shared, full, expansion.empty)
         signs["path limit"] = torch.full_like(full, nodes.tolerance or GAP)
@@ -251,8 +255,7 @@ def explained(
         utility=utility[0],
         preprocess=model.preprocess if isinstance(model, Model) else None,
         signs=signs,
-        full=full,
-        nobody=_Nobody(cut, images, targets, utility[1], expansion.empty, _version(images)),
+        nobody=_Nobody(cut, images, targets, utility[1], full, expansion.empty, _version(images)),
     )
 
 

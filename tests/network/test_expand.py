@@ -316,7 +316,7 @@ def test_worth_of_the_whole_coalition_is_the_utility_of_the_network(utility):
     net, x = network(Curved(), seed=0), images(seed=1)
     forward = CutNetwork(net, "maps")(x)
     wanted = UTILITIES[utility](net(x), TARGETS)
-    torch.testing.assert_close(worth(forward, TARGETS, UTILITIES[utility]), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(worth(forward.logits, TARGETS, UTILITIES[utility]), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

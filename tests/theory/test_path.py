@@ -198,7 +198,7 @@ def test_too_few_nodes_are_named_in_a_warning_of_the_image_that_needs_more():
     gap = out.efficiency_gap["AumannCAM-H"][1].item()
     assert (warning.image, warning.method) == (1, None)
     assert f"the path row misses {gap:.1%} of the utility" in str(warning)
-    assert "tolerance=0.01 doubles them until they are enough" in str(warning)
+    assert "tolerance=0.01 doubles them up to max_nodes" in str(warning)
     short = explain(net, x, layer="maps", methods="AumannCAM", nodes=2, targets=1, tolerance=1e-9, max_nodes=5)
     assert [each.image for each in short.warnings if each.reason == "path"] == [1]
     for tolerance, images_warned in ((0.95 * gap, [1]), (1.05 * gap, [])):

@@ -58,14 +58,15 @@ def expand(
     ValueError
         When the utility does not give one number an image, or does not depend on the maps.
     """
-    gradient = hvp = path = empty = None
+    gradient = hvp = path = full = empty = None
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
         if "path" in ingredients:
-            path, empty = _path(forward, targets, utility, nodes)
+            full = worth(forward.logits.detach(), targets, utility)
+            path, empty = _path(forward, targets, utility, full, nodes)
         if "gradient" in ingredients:
             utilities = worth(forward.logits, targets, utility)
             slope = _slope(forward, utilities, forward.leaf, create_graph="hvp" in ingredients, again=again)
-            gradient = _wide(forward.maps(slope.detach()))
+            gradient, full = _wide(forward.maps(slope.detach())), utilities.detach()
             if "hvp" in ingredients:
                 hvp = _wide(forward.maps(_curvature(slope, forward.leaf, forward.leaf.detach(), again)))
     return Expansion(
@@ -73,6 +74,7 @@ def expand(
         gradient=gradient,
         hvp=hvp,
         path=path,
+        full=full,
         empty=empty,
         noise=noise() if "noise" in ingredients else None,
     )
@@ -113,10 +115,9 @@ def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Bool[
         return _wide(_curvature(_slope(forward, utilities, rows, create_graph=True), rows, maps * shares))
 
 
-def _path(forward: Pass, targets: Targets, utility: Utility, nodes: Nodes) -> tuple[Maps, Utilities]:
+def _path(forward: Pass, targets: Targets, utility: Utility, full: Utilities, nodes: Nodes) -> tuple[Maps, Utilities]:
     """The mean of U'(tA) over t, and U(0); an image's nodes are doubled until its efficiency gap is within the tolerance."""
     maps = _wide(forward.maps(forward.leaf.detach()))
-    full = worth(forward.logits.detach(), targets, utility)
     mean, empty = _mean_slope(forward, targets, utility, nodes.first)
     count = nodes.first
     while nodes.tolerance is not None and 2 * count <= nodes.most:

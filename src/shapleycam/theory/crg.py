@@ -34,6 +34,8 @@ class Expansion:
     """HX, the Hessian of the utility times A itself."""
     path: Maps | None = None
     """The mean of U'(tA) over t from 0 to 1."""
+    full: Utilities | None = None
+    """U(A), what all players are worth, (b,); None where noise is all that was asked for."""
     empty: Utilities | None = None
     """U(0), what no player is worth, (b,); known where `path` is."""
     noise: Weights | None = None

@@ -23,6 +23,8 @@ MOST = 20
 """Players of which all coalitions can be played."""
 ENOUGH = 16
 """Pairs of permutations whose standard errors may be relied on to stop."""
+ROOM = 2**22
+"""Numbers of a matrix of coalitions that is made at a time, so that memory is bounded."""
 BATCHES = 20
 """Independent estimates that KernelSHAP's standard errors are made of."""
 
@@ -148,17 +150,17 @@ def by_kernel(
     moment = torch.zeros(BATCHES, d, dtype=torch.float64, device=full.device)
     spent = 2
     for turn in range(rounds):
-        for batch in range(BATCHES):
-            keys = torch.arange(batch * least, (batch + 1) * least)
+        for batches in torch.arange(BATCHES).split(max(1, ROOM // (2 * least * d))):
+            keys = (batches[:, None] * least + torch.arange(least)).flatten()
             draws = (uniform(keys, d + 1, seed, stream=turn + 1).to(torch.float64) + 1) / 2
             size = torch.searchsorted(sizes / sizes[-1], draws[:, 0].contiguous()) + 1
             some = (draws[:, 1:].argsort(1).argsort(1) < size[:, None]).to(full.device)
-            both = torch.cat([some, ~some])
-            worths = game.worth(both).to(torch.float64) - empty
-            z = both.to(torch.float64)
-            gram[batch] += z.T @ z
-            moment[batch] += z.T @ worths
-            spent += len(worths)
+            both = torch.stack([some, ~some], 1)
+            worths = (game.worth(both.flatten(0, 1)).to(torch.float64) - empty).view(len(batches), -1)
+            z = both.to(torch.float64).view(len(batches), -1, d)
+            gram[batches] += z.mT @ z
+            moment[batches] += (z.mT @ worths[..., None])[..., 0]
+            spent += worths.numel()
         found = _mean(_solve(gram, moment, full - empty), spent)
         progress(spent, budget)
         if found.noise <= tolerance:
