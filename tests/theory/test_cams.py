@@ -30,11 +30,13 @@ def expansion(seed: int, *shape: int) -> Expansion:
         return torch.where(torch.rand(shape, generator=generator) < 0.1, 0, normal)
 
     ones = (1,) * (len(shape) - 2)
-    return Expansion(numbers(*shape), numbers(*shape), numbers(*shape), numbers(*shape[:2], *ones))
+    maps, gradient, hvp, path = (numbers(*shape) for _ in range(4))
+    return Expansion(maps, gradient, hvp, path=path, noise=numbers(*shape[:2], *ones))
 
 
 def changed(e: Expansion, change: Callable[[Tensor], Tensor]) -> Expansion:
-    return Expansion(*(change(getattr(e, field.name)) for field in fields(e)))
+    found = {field.name: getattr(e, field.name) for field in fields(e)}
+    return Expansion(**{name: None if each is None else change(each) for name, each in found.items()})
 
 
 def signed(method: str, e: Expansion) -> Tensor:
@@ -87,18 +89,21 @@ def gradcam_plus_plus(A: Rows, U: Rows) -> list[float]:
     return type_2(A, weights)
 
 
-# Of the maps A, the gradient U', HX and the noise r (n rows of one number).
-ORACLES: dict[str, Callable[[Rows, Rows, Rows, Rows], list[float]]] = {
-    "RandomCAM": lambda A, U, HX, r: type_2(A, [row[0] for row in r]),
-    "GradCAM": lambda A, U, HX, r: type_2(A, averages(U)),
-    "HiResCAM": lambda A, U, HX, r: type_1(A, U),
-    "GradCAM-E": lambda A, U, HX, r: rectified_inside(A, U),
-    "LayerCAM": lambda A, U, HX, r: layercam(A, U),
-    "XGradCAM": lambda A, U, HX, r: xgradcam(A, U),
-    "GradCAM++": lambda A, U, HX, r: gradcam_plus_plus(A, U),
-    "ShapleyCAM": lambda A, U, HX, r: type_2(A, averages(halved(U, HX))),
-    "ShapleyCAM-H": lambda A, U, HX, r: type_1(A, halved(U, HX)),
-    "ShapleyCAM-E": lambda A, U, HX, r: rectified_inside(A, halved(U, HX)),
+# Of the maps A, the gradient U', HX, the path P and the noise r (n rows of one number).
+ORACLES: dict[str, Callable[[Rows, Rows, Rows, Rows, Rows], list[float]]] = {
+    "RandomCAM": lambda A, U, HX, P, r: type_2(A, [row[0] for row in r]),
+    "GradCAM": lambda A, U, HX, P, r: type_2(A, averages(U)),
+    "HiResCAM": lambda A, U, HX, P, r: type_1(A, U),
+    "GradCAM-E": lambda A, U, HX, P, r: rectified_inside(A, U),
+    "LayerCAM": lambda A, U, HX, P, r: layercam(A, U),
+    "XGradCAM": lambda A, U, HX, P, r: xgradcam(A, U),
+    "GradCAM++": lambda A, U, HX, P, r: gradcam_plus_plus(A, U),
+    "ShapleyCAM": lambda A, U, HX, P, r: type_2(A, averages(halved(U, HX))),
+    "ShapleyCAM-H": lambda A, U, HX, P, r: type_1(A, halved(U, HX)),
+    "ShapleyCAM-E": lambda A, U, HX, P, r: rectified_inside(A, halved(U, HX)),
+    "AumannCAM": lambda A, U, HX, P, r: type_2(A, averages(P)),
+    "AumannCAM-H": lambda A, U, HX, P, r: type_1(A, P),
+    "AumannCAM-E": lambda A, U, HX, P, r: rectified_inside(A, P),
 }
 
 
@@ -108,7 +113,7 @@ def test_method_is_the_loop_over_its_equation(method, seed, size):
     e = expansion(seed, *size)
     got = signed(method, e)
     for image in range(size[0]):
-        rows = [getattr(e, field.name)[image].tolist() for field in fields(e)]
+        rows = [part[image].tolist() for part in (e.maps, e.gradient, e.hvp, e.path, e.noise)]
         wanted = torch.tensor(ORACLES[method](*rows), dtype=torch.float64)
         torch.testing.assert_close(got[image], wanted, rtol=1e-9, atol=1e-12 * wanted.abs().max().item())
 
@@ -164,7 +169,7 @@ def test_permuting_the_maps_leaves_the_explanation(method, seed, size, data):
 @given(seed=SEEDS, factor=st.floats(1e-6, 1e6))
 def test_a_utility_in_other_units_gives_the_explanation_in_those_units(method, seed, factor):
     e = expansion(seed, 2, 3, 4)
-    scaled = Expansion(e.maps, e.gradient * factor, e.hvp * factor)
+    scaled = Expansion(e.maps, e.gradient * factor, e.hvp * factor, path=e.path * factor)
     wanted = signed(method, e) * factor
     torch.testing.assert_close(signed(method, scaled), wanted, rtol=1e-9, atol=1e-9 * wanted.abs().max().item())
 
@@ -181,7 +186,9 @@ def test_method_writes_into_nothing(method):
     e = expansion(0, 2, 3, 4)
     before = changed(e, Tensor.clone)
     signed(method, e)
-    assert all(torch.equal(getattr(e, field.name), getattr(before, field.name)) for field in fields(e))
+    for field in fields(e):
+        one, other = getattr(e, field.name), getattr(before, field.name)
+        assert one is other is None or torch.equal(one, other)
 
 
 @given(seed=SEEDS, size=SIZES)
@@ -268,9 +275,9 @@ def test_paper_is_the_ten_methods_of_the_papers_tables():
         ("gradcam", r"unknown method 'gradcam'; did you mean GradCAM or "),
         ("GradCAM_E", r"unknown method 'GradCAM_E'; did you mean GradCAM-E or "),
         (["GradCAM", "ShaplyCAM"], r"unknown method 'ShaplyCAM'; did you mean ShapleyCAM or "),
-        ("papers", r"unknown method 'papers'; did you mean paper\?"),
-        ("occlusion", r"unknown method 'occlusion'; known are paper, all, RandomCAM, .*ShapleyCAM-E"),
-        ([], r"no method was given; name one or more of paper, all, RandomCAM, .*ShapleyCAM-E"),
+        ("papers", r"unknown method 'papers'; did you mean paper"),
+        ("occlusion", r"unknown method 'occlusion'; known are paper, path, all, RandomCAM, .*ShapleyCAM-E"),
+        ([], r"no method was given; name one or more of paper, path, all, RandomCAM, .*ShapleyCAM-E"),
     ],
 )
 def test_unknown_method_is_refused_with_the_nearest_names(asked, words):
