@@ -219,7 +219,7 @@ def test_chunks_of_nodes_change_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"nodes": 0}, r"nodes is 0, expected 1 to max_nodes, 256"),
+        ({"nodes": 0}, r"nodes is 0, expected a whole number from 1 to max_nodes, 256"),
         ({"tolerance": 0.0}, r"tolerance is 0.0, expected a share of the utility above 0, or None"),
     ],
 )
