@@ -199,7 +199,7 @@ def test_coalitions_and_questions_that_make_no_sense_are_refused() -> None:
     made = game(network(Curved(), 0), images(1, b=1, size=(10, 12)), layer="maps", layout="bnhw")
     with pytest.raises(TypeError, match=r"coalitions are torch.float32, expected a torch.bool tensor"):
         made.worth(torch.zeros(1, 30))
-    with pytest.raises(TypeError, match=r"coalitions are list, expected booleans"):
+    with pytest.raises(TypeError, match=r"coalitions are a list, expected a torch.bool tensor"):
         made.worth([[True] * 30])
     with pytest.raises(ValueError, match=r"coalitions have shape \(1, 24\), expected \(k, 30\)"):
         made.worth(torch.zeros(1, 24, dtype=torch.bool))
