@@ -99,9 +99,7 @@ def explain(
     ):
         failed += one.failed
         (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
-    if failed:
-        sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
-    return int(failed > 0)
+    return _unread(failed, pictures)
 
 
 @app.command
@@ -217,9 +215,7 @@ def shapley(
             (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
             if one.rows:
                 _table(HEAD, one.rows)
-    if failed:
-        sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
-    return int(failed > 0)
+    return _unread(failed, pictures)
 
 
 @app.command
@@ -287,6 +283,13 @@ def main() -> None:
         sys.stderr.write("shapleycam: interrupted\n")
         code = 130
     sys.exit(code)
+
+
+def _unread(failed: int, pictures: Sequence[Path]) -> int:
+    """The exit code of a command whose pictures are reported one by one."""
+    if failed:
+        sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
+    return int(failed > 0)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> int:

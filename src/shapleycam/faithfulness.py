@@ -1,6 +1,6 @@
 """`fidelity`: how close each method's explanation is to the Shapley values of the game that it claims to explain."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +15,7 @@ from .network.zoo import Model
 from .network_game import Game, exact, game, sampled
 from .theory.agreement import AGREEMENTS, deviation, relative_error
 from .theory.cams import explanation, identity, mean, resolve_methods
-from .theory.shapley import MOST, ShapleyValues
+from .theory.shapley import MOST, Progress, ShapleyValues
 from .theory.utility import Utility
 
 Scores = Float[Tensor, "b m"]
@@ -70,7 +70,7 @@ def fidelity(
     nodes: int = 8,
     seed: int = 0,
     keys: Sequence[str] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> Fidelity:
     """Each method's explanation against the Shapley values of the game: exact for up to 20 players, else sampled.
 
@@ -99,12 +99,7 @@ def fidelity(
         )
         for image, target in zip(images, out.targets, strict=True)
     ]  # fmt: skip
-    values = tuple(
-        exact(each)
-        if each.players <= MOST
-        else sampled(each, tolerance=tolerance, budget=budget, seed=seed, progress=progress)
-        for each in games
-    )
+    values = tuple(_reference(each, tolerance, budget, seed, progress) for each in games)
     names = tuple(out.explanations)
     scores: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
     spreads: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
@@ -123,6 +118,15 @@ def fidelity(
         games=tuple(games),
         out=out,
     )
+
+
+def _reference(
+    played: Game, tolerance: float, budget: int, seed: int, progress: Progress | None = None
+) -> ShapleyValues:
+    """The Shapley values: exact where all coalitions can be played, else sampled."""
+    if played.players <= MOST:
+        return exact(played)
+    return sampled(played, tolerance=tolerance, budget=budget, seed=seed, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -186,8 +190,6 @@ def classify(
     optimal = []
     for image, target, each in zip(images, classes, given, strict=True):
         played = game(model, image, layer=layer, layout=layout, target=int(target), utility=utility)
-        found = (
-            exact(played) if played.players <= MOST else sampled(played, tolerance=tolerance, budget=budget, seed=seed)
-        )
+        found = _reference(played, tolerance, budget, seed)
         optimal.append(relative_error(each, found.values) <= max(tolerance, 2 * found.noise))
     return Kind(one, two, torch.stack(optimal))

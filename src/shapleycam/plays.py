@@ -102,11 +102,11 @@ def draw_interactions(game: Game, table: Tensor, view: Image.Image) -> Image.Ima
     """The strongest pairs of players as lines on the picture: amber where two need each other, blue where they are redundant."""
     h, w = game.regions.shape
     down, across = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-    places = [
-        game.of(axis.to(game.regions.device)) / game.of(torch.ones(h, w).to(game.regions.device))
-        for axis in (across, down)
+    x_sums, y_sums, sizes = (game.of(each.to(game.regions.device)) for each in (across, down, torch.ones(h, w)))
+    points = [
+        (float(x) * view.width / w, float(y) * view.height / h)
+        for x, y in zip(x_sums / sizes, y_sums / sizes, strict=True)
     ]
-    points = [(float(x) * view.width / w, float(y) * view.height / h) for x, y in zip(*places, strict=True)]
     rows, columns = torch.triu_indices(game.players, game.players, 1)
     pairs = table.cpu()[rows, columns]
     strongest = [place for place in pairs.abs().argsort(descending=True)[:STRONGEST].tolist() if pairs[place] != 0]
@@ -142,15 +142,18 @@ def _write(model: Model, found: Fidelity, picture: Path, folder: Path, pairs: bo
     )
     np.savez_compressed(folder / "shapley.npz", values=values, errors=errors, regions=regions, map=spread)
     if pairs:
-        table = interactions(game)
-        np.savez_compressed(folder / "interactions.npz", interactions=table.cpu().numpy())
-        legend = [("picture", view), ("who needs whom", draw_interactions(game, table, view))]
-        legend_says = (
-            f"amber: two regions need each other; blue: they are redundant\nthe strongest of X_i^T H X_j, at most {STRONGEST}"
-            if table.triu(1).any()
-            else f"no two regions interact: {out.utility} is linear in the maps"
-        )
-        title = f"{said}\n{legend_says}"
-        sheet(legend, title).save(folder / "interactions.png")
+        _write_interactions(game, view, said, folder)
     line = "\n  warning: ".join([f"{said}, layer {out.layer.name} -> {folder}\n  {told}", *map(str, out.warnings)])
     return Played(line, table_of(found))
+
+
+def _write_interactions(game: Game, view: Image.Image, said: str, folder: Path) -> None:
+    table = interactions(game)
+    np.savez_compressed(folder / "interactions.npz", interactions=table.cpu().numpy())
+    tiles = [("picture", view), ("who needs whom", draw_interactions(game, table, view))]
+    legend = (
+        f"amber: two regions need each other; blue: they are redundant\nthe strongest of X_i^T H X_j, at most {STRONGEST}"
+        if table.triu(1).any()
+        else f"no two regions interact: {game.utility} is linear in the maps"
+    )
+    sheet(tiles, f"{said}\n{legend}").save(folder / "interactions.png")

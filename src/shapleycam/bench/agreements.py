@@ -20,8 +20,7 @@ TITLES = {
 
 def medians(scores: Scores) -> Floats:
     """Each method's medians over the pictures, in percent, (methods, 6); NaN where no row says."""
-    known = np.isfinite(scores.game).any(0)
-    return np.where(known, np.nanmedian(np.where(known, scores.game, 0), axis=0), np.nan) * 100
+    return _median(scores.game) * 100
 
 
 def game_cells(scores: Scores, ci: bool) -> dict[str, tuple[Cell, ...]]:
@@ -67,11 +66,12 @@ def _interval(scores: Scores, seed: int = 0) -> Floats:
     draws = [scores.game[rng.integers(n, size=n)] for _ in range(DRAWS // 4 if n else 0)]
     if not draws:
         return np.full((2, *scores.game.shape[1:]), np.nan)
-    with np.errstate(all="ignore"):
-        found = np.stack([_median(each) for each in draws])
+    found = np.stack([_median(each) for each in draws])
+    found = np.where(np.isfinite(found).any(0), found, 0)  # what no row says has no interval that is shown
     return np.asarray(np.nanpercentile(found, (2.5, 97.5), axis=0)) * 100
 
 
 def _median(values: Floats) -> Floats:
+    """Over the pictures; NaN where there is nothing, without NumPy's warning of that."""
     known = np.isfinite(values).any(0)
-    return np.where(known, np.nanmedian(np.where(known, values, 0), axis=0), 0.0)
+    return np.where(known, np.nanmedian(np.where(known, values, 0), axis=0), np.nan)

@@ -121,14 +121,13 @@ def _path(forward: Pass, targets: Targets, utility: Utility, full: Utilities, no
     mean, empty = _mean_slope(forward, targets, utility, nodes.first)
     count = nodes.first
     while nodes.tolerance is not None and 2 * count <= nodes.most:
-        rest = _gap(mean, maps, full, empty) > nodes.tolerance
+        gap = _gap(mean, maps, full, empty)
+        rest = gap > nodes.tolerance
         if not rest.any():
             break
         count *= 2
         finer, _ = _mean_slope(forward, targets, utility, count)
-        rest &= _gap(finer, maps, full, empty) < _gap(
-            mean, maps, full, empty
-        )  # quadrature may get worse before it gets better
+        rest &= _gap(finer, maps, full, empty) < gap  # quadrature may get worse before it gets better
         mean = torch.where(rest.view(-1, *[1] * (mean.ndim - 1)), finer, mean)  # no image hangs on another's
     return mean, empty
 
