@@ -9,7 +9,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 
 import shapleycam
 
-_spec = spec_from_file_location("unchecked_shapleycam", shapleycam.__file__)
-library = module_from_spec(_spec)
-sys.modules[_spec.name] = library
-_spec.loader.exec_module(library)
+NAME = "unchecked_shapleycam"
+
+if NAME not in sys.modules:  # pytest's search for doctests imports this file once more, under another name
+    _spec = spec_from_file_location(NAME, shapleycam.__file__)
+    sys.modules[NAME] = module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[NAME])
+library = sys.modules[NAME]
