@@ -276,9 +276,10 @@ def test_model_that_is_none_is_refused(model: Any) -> None:
         explain(model, images(), layer="2")
 
 
-def test_a_module_of_ones_own_needs_a_layer() -> None:
-    with pytest.raises(ValueError, match="layer is missing: name the layer whose activation maps are explained"):
-        explain(network(), images())
+def test_a_module_of_ones_own_needs_no_layer() -> None:
+    chosen, named = explain(network(), images()), explain(network(), images(), layer="3")
+    assert (chosen.layer.name, chosen.layer.reason) == ("3", "feeds the last spatial reduction")
+    assert torch.equal(chosen.heatmaps["ShapleyCAM"], named.heatmaps["ShapleyCAM"])
 
 
 def test_model_of_the_zoo_knows_its_layers(model: Any) -> None:
@@ -297,9 +298,11 @@ def test_model_of_the_zoo_knows_its_layers(model: Any) -> None:
 def test_model_from_outside_the_zoo_has_no_layer_known_as_gap() -> None:
     stranger = library.load_model("resnet10t", weights="random")
     with pytest.raises(
-        ValueError, match=r"resnet10t has no layer known as 'gap'; name one that `shapleycam layers resnet10t` lists$"
+        ValueError,
+        match=r"resnet10t has no layer known as 'gap'; name one that `shapleycam layers resnet10t` lists, or none",
     ):
-        explain(stranger, images(1, 64, 64))
+        explain(stranger, images(1, 64, 64), layer="gap")
+    assert explain(stranger, images(1, 64, 64)).layer.name == "layer4"
 
 
 # One image of a batch

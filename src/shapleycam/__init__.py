@@ -11,10 +11,15 @@ if TYPE_CHECKING:
     from .explanation import Explanation, explain
     from .faithfulness import Fidelity, Kind, classify, fidelity
     from .image_warnings import ImageWarning
+    from .layered import Layered, suggest_layers
     from .measurement import Measurements, measure
-    from .network.cut import TargetLayer, layers
+    from .network import outputs
+    from .network.cut import layers
+    from .network.inputs import Inputs
+    from .network.layout import Layout, TargetLayer
     from .network.pictures import PictureError, read_picture
     from .network.preprocess import Preprocess
+    from .network.suggest import Suggestion
     from .network.weights import WeightsError
     from .network.zoo import ZOO, Model, load_model
     from .network_game import Game, exact, game, interactions, sampled
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from .theory.baselines import BASELINES
     from .theory.cams import METHODS, SETS
     from .theory.shapley import ShapleyValues
-    from .theory.utility import UTILITIES
+    from .theory.utility import UTILITIES, contrast
 
 __version__ = "0.1.0"
 
@@ -35,15 +40,20 @@ _HOMES = {
     "faithfulness": ("Fidelity", "Kind", "classify", "fidelity"),
     "network_game": ("Game", "exact", "game", "interactions", "sampled"),
     "theory.shapley": ("ShapleyValues",),
-    "network.cut": ("TargetLayer", "layers"),
+    "network.cut": ("layers",),
+    "layered": ("Layered", "suggest_layers"),
+    "network.inputs": ("Inputs",),
+    "network.layout": ("Layout", "TargetLayer"),
     "network.pictures": ("PictureError", "read_picture"),
     "network.preprocess": ("Preprocess",),
+    "network.suggest": ("Suggestion",),
     "network.weights": ("WeightsError",),
     "network.zoo": ("Model", "ZOO", "load_model"),
     "render": ("overlay", "sheet"),
     "theory.cams": ("METHODS", "SETS"),
-    "theory.utility": ("UTILITIES",),
+    "theory.utility": ("UTILITIES", "contrast"),
 }
+_MODULES = {"metrics": "theory.metrics", "outputs": "network.outputs"}
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -56,15 +66,20 @@ __all__ = [
     "Fidelity",
     "Game",
     "ImageWarning",
+    "Inputs",
     "Kind",
+    "Layered",
+    "Layout",
     "Measurements",
     "Model",
     "PictureError",
     "Preprocess",
     "ShapleyValues",
+    "Suggestion",
     "TargetLayer",
     "WeightsError",
     "classify",
+    "contrast",
     "exact",
     "explain",
     "fidelity",
@@ -74,16 +89,18 @@ __all__ = [
     "load_model",
     "measure",
     "metrics",
+    "outputs",
     "overlay",
     "read_picture",
     "sampled",
     "sheet",
+    "suggest_layers",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return import_module(".theory.metrics", __name__)
+    if name in _MODULES:
+        return import_module(f".{_MODULES[name]}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'shapleycam' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, overload
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from .image_warnings import GAP, ImageWarning, find_warnings, flatness, signs_of
-from .network.arguments import check_images, cut_network, resolve_keys, resolve_targets, resolve_utility, run
-from .network.cut import CutNetwork, Layout, Pass, TargetLayer
+from .layered import Layered
+from .network.arguments import cut_network, resolve_keys, resolve_targets, resolve_utility, run
+from .network.cut import CutNetwork, Pass
 from .network.expand import Nodes, empty_worth, expand, worth
+from .network.inputs import Given, Inputs, Output, as_inputs, size_of
+from .network.layout import Axes, Layout, TargetLayer
 from .network.preprocess import Preprocess
 from .network.zoo import Model
-from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
+from .theory.axes import ExplanationMaps, Heatmaps, Logits, Maps, Targets, Utilities
 from .theory.cams import METHODS, Method, explanation, identity, mean, resolve_methods
 from .theory.crg import INGREDIENTS, Expansion, efficiency_gap
 from .theory.draws import uniform
@@ -30,8 +33,8 @@ class Explanation:
 
     heatmaps: Mapping[str, Heatmaps]
     """For each method (b, H, W) in [0, 1]."""
-    explanations: Mapping[str, Float[Tensor, "b h w"]]
-    """For each method E, (b, h, w): signed, before the last ReLU, in units of the utility."""
+    explanations: Mapping[str, ExplanationMaps]
+    """For each method E, (b, h, w) or whatever the positions are: signed, before the last ReLU, in units of the utility."""
     targets: Targets
     """The class explained, an image each."""
     logits: Logits
@@ -107,7 +110,7 @@ class _Nobody:
     """What gives U(0) when it is asked for."""
 
     cut: CutNetwork
-    images: Images
+    images: Given
     targets: Targets
     utility: Utility
     full: Utilities | None
@@ -126,17 +129,19 @@ class _Nobody:
         return empty_worth(run(self.cut, self.images, replay=True), self.targets, self.utility)
 
 
-def _version(tensor: Tensor) -> int | None:
+def _version(tensor: Given) -> int | None:
     return None if tensor.is_inference() else tensor._version
 
 
+@overload
 def explain(
     model: Model | nn.Module,
-    images: Float[Tensor, "..."],
+    images: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
     *,
     methods: str | Iterable[str] = "ShapleyCAM",
     layer: str | nn.Module | None = None,
-    layout: Layout | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
     utility: str | Utility = "rest",
     nodes: int = 8,
@@ -144,7 +149,47 @@ def explain(
     max_nodes: int = 256,
     seed: int = 0,
     keys: Sequence[str] | None = None,
-) -> Explanation:
+    create_graph: bool = False,
+) -> Explanation: ...
+
+
+@overload
+def explain(
+    model: Model | nn.Module,
+    images: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
+    *,
+    methods: str | Iterable[str] = "ShapleyCAM",
+    layer: list[str] | list[nn.Module] | list[str | nn.Module] | tuple[str | nn.Module, ...],
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str | Utility = "rest",
+    nodes: int = 8,
+    tolerance: float | None = None,
+    max_nodes: int = 256,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    create_graph: bool = False,
+) -> Layered: ...
+
+
+def explain(
+    model: Model | nn.Module,
+    images: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
+    *,
+    methods: str | Iterable[str] = "ShapleyCAM",
+    layer: str | nn.Module | Sequence[Any] | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str | Utility = "rest",
+    nodes: int = 8,
+    tolerance: float | None = None,
+    max_nodes: int = 256,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    create_graph: bool = False,
+) -> Explanation | Layered:
     """Heatmaps of what a classifier looked at: one forward pass, and one or two backward passes behind the cut.
 
     The path row, AumannCAM and its kin, takes `nodes` + 1 forward and backward passes behind the cut,
@@ -157,13 +202,20 @@ def explain(
     model
         What `load_model` gives, or any module that makes logits (b, c) of images.
     images
-        (b, channels, H, W), preprocessed, on the model's device and of its dtype.
+        (b, channels, H, W), preprocessed, on the model's device and of its dtype; signals (b, channels, t) and volumes
+        (b, channels, D, H, W) where the network takes them. A network of several inputs takes a tuple (its arguments), a mapping
+        (its keyword arguments), or `sc.Inputs(images, mask=m)`; heatmaps lie on the first floating-point tensor.
     methods
         A name in `METHODS`, "paper", "path" or "all", or a list of them.
     layer
-        "gap" (the default) or "conv" where the zoo knows them, a dotted name, or a submodule.
+        "gap" (the default) or "conv" where the zoo knows them, a dotted name, or a submodule. None finds, for other models, the
+        layer that feeds the last spatial reduction, by one more forward and backward pass: see `suggest_layers`. Several in a
+        list give `Layered`: an explanation a layer, and their mean.
     layout
-        "bnhw" (maps first) or "bhwn" (channels last) of the layer's output; None finds out.
+        "bnhw" (maps first), "bhwn" (channels last), "btn" (tokens) and so on of the layer's output, or `sc.Layout` with the grid
+        and the prefix of its tokens; None finds out.
+    output
+        Makes logits (b, c) of what the network puts out; None takes a tensor, the first of a tuple, or `logits`.
     targets
         The class to explain: None for the predicted one, "least" for the least likely, an index, or one an image.
     utility
@@ -173,6 +225,9 @@ def explain(
         `max_nodes`; an entry in `warnings` says where they were too few.
     seed, keys
         Of RandomCAM's weights; `keys` names the images, without it a checksum of their values does.
+    create_graph
+        Whether heatmaps, explanations and logits carry a graph to the parameters and images, so that one can train on them. The
+        whole network then runs with a graph, in eval mode.
 
     Raises
     ------
@@ -191,19 +246,37 @@ def explain(
     >>> out.heatmaps["ShapleyCAM"].shape
     torch.Size([2, 32, 32])
     """
+    if layer is not None and not isinstance(layer, str | nn.Module):
+        one = partial(
+            explain, model, images, methods=methods, layout=layout, output=output, targets=targets, utility=utility,
+            nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed, keys=keys, create_graph=create_graph,
+        )  # fmt: skip
+        if not layer:
+            raise ValueError("layer is an empty list; expected one or more layers, or None")
+        return Layered({found.layer.name: found for found in (one(layer=each) for each in layer)})
     rows = resolve_methods(methods)
-    cut = cut_network(model, layer, layout)
     named = resolve_utility(utility)
-    check_images(model, images)
+    given = as_inputs(images)
+    cut = cut_network(model, layer, layout, given, output)
     path = Nodes(nodes, tolerance, max(nodes, max_nodes))
-    expanded = expand_images(cut, images, rows, targets, named[1], resolve_keys(keys, images), seed, nodes=path)
-    out = explained(model, cut, images, rows, named, *expanded, path)
+    expanded = expand_images(
+        cut,
+        given,
+        rows,
+        targets,
+        named[1],
+        resolve_keys(keys, given),
+        seed,
+        nodes=path,
+        create_graph=create_graph,
+    )
+    out = explained(model, cut, given, rows, named, *expanded, path)
     return replace(out, heatmaps=dict(out.heatmaps))
 
 
 def expand_images(
     cut: CutNetwork,
-    images: Images,
+    images: Given,
     rows: Sequence[Method],
     targets: int | str | Sequence[int] | Tensor | None,
     utility: Utility,
@@ -213,25 +286,32 @@ def expand_images(
     nodes: Nodes = _EIGHT,
     *,
     again: bool = False,
+    create_graph: bool = False,
 ) -> tuple[Pass, Targets, Expansion]:
     """One forward pass, the classes to explain, and all that the rows may look at; a stream of its own is another draw.
 
     `again` keeps the graph of the pass, to `expand` it for other classes.
     """
     ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
-    forward = run(cut, images, second_order="hvp" in ingredients, replay="path" in ingredients)
+    twice = create_graph or "hvp" in ingredients
+    forward = run(cut, images, second_order=twice, replay="path" in ingredients, create_graph=create_graph)
     classes = resolve_targets(targets, forward.logits.detach())
 
     def noise() -> Maps:
-        return uniform(keys(), forward.layer.maps, seed, stream)[:, :, None, None]
+        drawn: Maps = uniform(keys(), forward.layer.maps, seed, stream)
+        return drawn.view(*drawn.shape, *[1] * len(forward.layer.positions))
 
-    return forward, classes, expand(forward, classes, utility, ingredients, noise, nodes, again=again)
+    return (
+        forward,
+        classes,
+        expand(forward, classes, utility, ingredients, noise, nodes, again=again, create_graph=create_graph),
+    )
 
 
 def explained(
     model: Model | nn.Module,
     cut: CutNetwork,
-    images: Images,
+    images: Given,
     rows: Sequence[Method],
     utility: tuple[str, Utility],
     forward: Pass,
@@ -247,10 +327,10 @@ def explained(
         signs["path gap"] = efficiency_gap(shared, full, expansion.empty)
         signs["path limit"] = torch.full_like(full, nodes.tolerance or GAP)
     return Explanation(
-        heatmaps=_Heatmaps(explanations, (images.shape[-2], images.shape[-1])),
+        heatmaps=_Heatmaps(explanations, size_of(images)),
         explanations=explanations,
         targets=targets,
-        logits=forward.logits.detach(),
+        logits=forward.logits if forward.leaf.grad_fn is not None else forward.logits.detach(),
         layer=forward.layer,
         utility=utility[0],
         preprocess=model.preprocess if isinstance(model, Model) else None,
@@ -264,7 +344,7 @@ class _Heatmaps(Mapping[str, Tensor]):
     """Heatmaps made of explanation maps on demand: at the image's resolution they are a thousand times as large."""
 
     explanations: Mapping[str, Tensor]
-    size: tuple[int, int]
+    size: tuple[int, ...]
 
     def __getitem__(self, method: str) -> Heatmaps:
         return heatmap(self.explanations[method], self.size)

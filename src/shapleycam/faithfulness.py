@@ -1,16 +1,18 @@
 """`fidelity`: how close each method's explanation is to the Shapley values of the game that it claims to explain."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .explanation import Explanation, expand_images, explain
-from .network.arguments import check_images, cut_network, resolve_keys, resolve_utility
-from .network.cut import Layout
+from .network.arguments import cut_network, resolve_keys, resolve_utility
 from .network.expand import Nodes
+from .network.inputs import Inputs, Output, as_inputs
+from .network.layout import Axes, Layout
 from .network.zoo import Model
 from .network_game import Game, exact, game, sampled
 from .theory.agreement import AGREEMENTS, deviation, relative_error
@@ -57,14 +59,15 @@ class Fidelity:
 
 def fidelity(
     model: Model | nn.Module,
-    images: Float[Tensor, "..."],
+    images: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
     *,
     methods: str | Iterable[str] = "all",
     layer: str | nn.Module | None = None,
-    layout: Layout | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
     utility: str | Utility = "rest",
-    players: int | Tensor | Sequence[Sequence[int]] | None = None,
+    players: int | Tensor | Sequence[Any] | None = None,
     tolerance: float = 0.02,
     budget: int = 20_000,
     nodes: int = 8,
@@ -89,25 +92,27 @@ def fidelity(
     >>> bool(found.error[0, 1] < found.error[0, 0])
     True
     """
+    given = as_inputs(images)
     out = explain(
-        model, images, methods=methods, layer=layer, layout=layout, targets=targets, utility=utility, nodes=nodes,
-        seed=seed, keys=keys,
+        model, given, methods=methods, layer=layer, layout=layout, output=output, targets=targets, utility=utility,
+        nodes=nodes, seed=seed, keys=keys,
     )  # fmt: skip
     games = [
         game(
-            model, image, layer=layer, layout=layout, target=int(target), utility=utility, players=players,
+            model, given[i : i + 1], layer=out.layer.name, layout=out.layer.as_layout, output=output, target=int(target),
+            utility=utility, players=players,
         )
-        for image, target in zip(images, out.targets, strict=True)
+        for i, target in enumerate(out.targets)
     ]  # fmt: skip
     values = tuple(_reference(each, tolerance, budget, seed, progress) for each in games)
     names = tuple(out.explanations)
     scores: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
     spreads: dict[str, list[Tensor]] = {name: [] for name in AGREEMENTS}
     for image, (played, reference) in enumerate(zip(games, values, strict=True)):
-        given = torch.stack([played.of(out.explanations[name][image].to(torch.float64)) for name in names])
+        maps = torch.stack([played.of(out.explanations[name][image].to(torch.float64)) for name in names])
         for name, agreement in AGREEMENTS.items():
-            scores[name].append(agreement(given, reference.values))
-            spreads[name].append(deviation(agreement, given, reference, seed))
+            scores[name].append(agreement(maps, reference.values))
+            spreads[name].append(deviation(agreement, maps, reference, seed))
     return Fidelity(
         methods=names,
         **{name: torch.stack(rows) for name, rows in scores.items()},
@@ -143,11 +148,12 @@ class Kind:
 
 def classify(
     model: Model | nn.Module,
-    images: Float[Tensor, "..."],
+    images: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
     *,
     method: str,
     layer: str | nn.Module | None = None,
-    layout: Layout | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
     utility: str | Utility = "rest",
     tolerance: float = 1e-4,
@@ -170,15 +176,15 @@ def classify(
     row = rows[0]
     if row.order == "none":
         raise ValueError(f"{row.name} has no coefficients W, so no type; expected a method of first order or higher")
-    cut, (_, function) = cut_network(model, layer, layout), resolve_utility(utility)
-    check_images(model, images)
-    _, classes, expansion = expand_images(
+    inputs = as_inputs(images)
+    cut, (_, function) = cut_network(model, layer, layout, inputs, output), resolve_utility(utility)
+    forward, classes, expansion = expand_images(
         cut,
-        images,
+        inputs,
         [row],
         targets,
         function,
-        resolve_keys(None, images),
+        resolve_keys(None, inputs),
         seed,
         nodes=Nodes(nodes, None, max(nodes, 256)),
     )
@@ -188,8 +194,12 @@ def classify(
     )
     one, two = ((given - each).norm(dim=1) <= tolerance * given.norm(dim=1) for each in plain)
     optimal = []
-    for image, target, each in zip(images, classes, given, strict=True):
-        played = game(model, image, layer=layer, layout=layout, target=int(target), utility=utility)
+    chosen = forward.layer
+    for i, (target, each) in enumerate(zip(classes, given, strict=True)):
+        played = game(
+            model, inputs[i : i + 1], layer=chosen.name, layout=chosen.as_layout, output=output, target=int(target),
+            utility=utility,
+        )  # fmt: skip
         found = _reference(played, tolerance, budget, seed)
         optimal.append(relative_error(each, found.values) <= max(tolerance, 2 * found.noise))
     return Kind(one, two, torch.stack(optimal))

@@ -46,7 +46,7 @@ def signs_of(expansion: Expansion) -> dict[str, Tensor]:
     }
     # One pass each: a sum of magnitudes, in a type in which it cannot overflow.
     sizes = {
-        name: vector_norm(each.flatten(1), 1, 1, dtype=torch.float64)
+        name: vector_norm(each.detach().flatten(1), 1, 1, dtype=torch.float64)
         for name, each in ingredients.items()
         if each is not None
     }
@@ -96,7 +96,7 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 "target makes the utility steep near zero); in explain, tolerance=0.01 doubles them up to max_nodes",
             )
     for method, explanations in out.explanations.items():
-        low, high = (reduce(explanations, (-2, -1)).tolist() for reduce in (torch.amin, torch.amax))
+        low, high = (reduce(explanations.flatten(1), 1).tolist() for reduce in (torch.amin, torch.amax))
         for image, finite in enumerate(signs["finite"]):
             if finite and not isfinite(high[image] - low[image]):
                 yield ImageWarning(

@@ -11,9 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .explanation import Explanation, expand_images, explained
-from .network.arguments import check_images, cut_network, opposite, resolve_keys, resolve_utility
-from .network.cut import CutNetwork, Layout
+from .network.arguments import cut_network, opposite, resolve_keys, resolve_utility
+from .network.cut import CutNetwork
 from .network.expand import expand
+from .network.inputs import Output
+from .network.layout import Axes, Layout
 from .network.zoo import Model
 from .theory import metrics
 from .theory.agreement import pearson
@@ -82,7 +84,8 @@ def measure(
     *,
     methods: str | Iterable[str] = "paper",
     layer: str | nn.Module | None = None,
-    layout: Layout | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
     utility: str | Utility = "rest",
     masking: Masking = "normalised",
@@ -119,13 +122,12 @@ def measure(
     names = _names(methods)
     behind = background(model, masking)
     rows = [METHODS[name] for name in names if name in METHODS]
-    cut = cut_network(model, layer, layout)
+    cut = cut_network(model, layer, layout, images, output)
     named = resolve_utility(utility)
-    check_images(model, images)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out, discrimination = _explained_twice(model, cut, images, rows, targets, named, keyed, seed)
-    measured = _Measured(names, images, behind, cut, infer or cut.inference(), named[1], keyed, seed, out)
+    measured = _Measured(names, images, behind, cut.kept(), infer or cut.inference(), named[1], keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
     scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)

@@ -1,26 +1,29 @@
 """`game`: a classifier, a picture and a target layer as a cooperative game between the layer's positions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from math import prod
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .network.arguments import check_images, cut_network, resolve_targets, resolve_utility, run
-from .network.cut import CutNetwork, Layout, TargetLayer
+from .network.arguments import batched, cut_network, resolve_targets, resolve_utility, run
+from .network.cut import CutNetwork
 from .network.expand import ROOM, mixed_curvatures, worth
+from .network.inputs import Given, Inputs, Output, as_inputs
+from .network.layout import Axes, Layout, TargetLayer
 from .network.tail import Tail
 from .network.zoo import Model
-from .theory.axes import Images, Logits, Maps, Utilities
+from .theory.axes import Logits, Maps, Utilities
 from .theory.shapley import SAMPLERS, Coalitions, Progress, ShapleyValues, Values, exact_interactions
 from .theory.shapley import exact as exact_values
-from .theory.utility import Utility
+from .theory.utility import Utility, settled
 
 WIDE = 2**22
 """Numbers of the maps that a tail is given at a time without a graph, so that memory is bounded."""
-Positions = Float[Tensor, "h w"]
+Positions = Float[Tensor, "*p"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Game:
     target: int
     """The class."""
     utility: str
-    regions: Int64[Tensor, "h w"] = field(repr=False)
+    regions: Int64[Tensor, "*p"] = field(repr=False)
     """Which player each position belongs to; positions are players of their own in row-major order, if not grouped."""
     maps: Maps = field(repr=False)
     """A, (1, n, h, w)."""
@@ -43,7 +46,7 @@ class Game:
     """U(A), what all players are worth, a number."""
     empty: Float[Tensor, ""]
     """U(0), what none is worth."""
-    image: Images = field(repr=False)
+    image: Given = field(repr=False)
     cut: CutNetwork = field(repr=False)
     tail: Tail = field(repr=False)
     function: Utility = field(repr=False)
@@ -74,11 +77,12 @@ class Game:
         found = [self._worth(some) for some in chunks]
         return torch.cat(found) if found else self.full.new_empty(0)
 
-    def of(self, explanation: Float[Tensor, "*k h w"]) -> Float[Tensor, "*k d"]:
-        """What an explanation map gives to each player: its sum over the player's positions."""
-        if explanation.shape[-2:] != self.regions.shape:
+    def of(self, explanation: Float[Tensor, "..."]) -> Float[Tensor, "*k d"]:
+        """What explanation maps (..., h, w) give to each player: the sums over the player's positions."""
+        axes = self.regions.ndim
+        if explanation.shape[-axes:] != self.regions.shape:
             raise ValueError(f"got a map of shape {tuple(explanation.shape)}, expected (..., h, w) of {self.layer}")
-        flat = explanation.flatten(-2)
+        flat = explanation.flatten(-axes)
         shares = flat.new_zeros(*flat.shape[:-1], self.players)
         return shares.index_add(-1, self.regions.flatten(), flat)
 
@@ -98,22 +102,23 @@ class Game:
 
 def game(
     model: Model | nn.Module,
-    image: Float[Tensor, "..."],
+    image: Tensor | Inputs | tuple[Any, ...] | Mapping[str, Any],
     *,
     layer: str | nn.Module | None = None,
-    layout: Layout | None = None,
+    layout: Axes | Layout | None = None,
+    output: Output | None = None,
     target: int | str | Tensor | None = None,
     utility: str | Utility = "rest",
-    players: int | Tensor | Sequence[Sequence[int]] | None = None,
+    players: int | Tensor | Sequence[Any] | None = None,
 ) -> Game:
     """The game that a network plays on one image; costs one forward pass.
 
     Parameters
     ----------
-    model, layer, layout, utility
+    model, layer, layout, output, utility
         As in `explain`.
     image
-        (channels, H, W) or (1, channels, H, W), preprocessed.
+        (channels, H, W) or (1, channels, H, W), preprocessed; or the inputs of a network for one image, as in `explain`.
     target
         The class: None for the predicted one, "least" for the least likely, or an index.
     players
@@ -135,18 +140,17 @@ def game(
     >>> bool((values.sum() - (played.full - played.empty)).abs() < 1e-4)
     True
     """
-    if isinstance(image, Tensor) and image.ndim == 3:
-        image = image[None]
-    check_images(model, image)
-    if len(image) != 1:
-        raise ValueError(f"a game has one image, got {len(image)}; play one after the other: for image in images")
-    cut = cut_network(model, layer, layout)
+    given = batched(model, as_inputs(image))
+    cut = cut_network(model, layer, layout, given, output)
+    if len(given) != 1:
+        raise ValueError(f"a game has one image, got {len(given)}; play one after the other: for image in images")
     name, function = resolve_utility(utility)
-    forward = run(cut, image, replay=True)
+    forward = run(cut, given, replay=True)
     assert forward.tail is not None
     logits = forward.logits.detach()
     classes = resolve_targets(target, logits)
-    maps = forward.maps(forward.leaf.detach())
+    function = settled(function, logits, classes)
+    maps = forward.leaf.detach()
     regions = _regions(players, forward.layer.positions).to(maps.device)
     with torch.inference_mode(False), torch.no_grad():
         ends = forward.tail.of(lambda: torch.cat([maps, torch.zeros_like(maps)]))
@@ -160,7 +164,7 @@ def game(
         logits,
         full,
         empty,
-        image.detach().clone(),
+        given.detach().clone(),
         cut,
         forward.tail,
         function,
@@ -231,7 +235,7 @@ def interactions(game: Game, kind: Literal["quadratic", "exact"] = "quadratic") 
     if kind != "quadratic":
         raise ValueError(f'kind is {kind!r}, expected "quadratic" or "exact"')
     forward = run(game.cut, game.image, second_order=True, replay=True)
-    alone = torch.arange(game.players, device=game.maps.device)[:, None, None] == game.regions
+    alone = torch.stack([game.regions == player for player in range(game.players)])
     rows = [
         game.of((mixed_curvatures(forward, game.target, game.function, some[:, None]) * game.maps).sum(1))
         for some in alone.split(max(1, ROOM // game.maps.numel()))
@@ -239,25 +243,28 @@ def interactions(game: Game, kind: Literal["quadratic", "exact"] = "quadratic") 
     return torch.cat(rows)
 
 
-def _regions(players: int | Tensor | Sequence[Sequence[int]] | None, size: tuple[int, int]) -> Tensor:
-    h, w = size
+def _regions(players: int | Tensor | Sequence[Any] | None, size: tuple[int, ...]) -> Tensor:
+    positions = " x ".join(map(str, size))
     if players is None:
-        return torch.arange(h * w).view(h, w)
+        return torch.arange(prod(size)).view(size)
     if isinstance(players, int) and not isinstance(players, bool):
-        if not 1 <= players <= min(h, w):
-            raise ValueError(
-                f"players is a grid of {players} x {players}, expected 1 to {min(h, w)} for {h} x {w} positions"
-            )
-        down, across = (torch.arange(side) * players // side for side in (h, w))
-        return down[:, None] * players + across
+        grid = " x ".join([str(players)] * len(size))
+        if not 1 <= players <= min(size):
+            raise ValueError(f"players is a grid of {grid}, expected 1 to {min(size)} for {positions} positions")
+        regions = torch.zeros(size, dtype=torch.int64)
+        for axis, side in enumerate(size):
+            along = torch.arange(side) * players // side
+            regions = regions * players + along.view(-1, *[1] * (len(size) - 1 - axis))
+        return regions
     try:
         labels = torch.as_tensor(players)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"players is {players!r}, expected None, a whole number, or a label map of integers") from error
-    if labels.ndim != 2 or labels.is_floating_point() or labels.shape[0] < h or labels.shape[1] < w:
+    smaller = labels.ndim != len(size) or any(side < n for side, n in zip(labels.shape, size, strict=False))
+    if smaller or labels.is_floating_point():
         raise ValueError(
-            f"players is a label map of shape {tuple(labels.shape)}, {labels.dtype}, expected integers of at least {h} x {w}"
+            f"players is a label map of shape {tuple(labels.shape)}, {labels.dtype}, expected integers of at least {positions}"
         )
-    down, across = (((torch.arange(n) + 0.5) * side / n).long() for n, side in zip(size, labels.shape, strict=True))
-    regions: Tensor = labels.cpu()[down][:, across].unique(return_inverse=True)[1]
-    return regions
+    middles = [((torch.arange(n) + 0.5) * side / n).long() for n, side in zip(size, labels.shape, strict=True)]
+    numbered: Tensor = labels.cpu()[torch.meshgrid(*middles, indexing="ij")].unique(return_inverse=True)[1]
+    return numbered

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shapleycam.explanation import explain
-from shapleycam.network.cut import CutNetwork, Pass, TargetLayer, find_layout, layers
+from shapleycam.network.cut import CutNetwork, Pass, layers
 from shapleycam.network.expand import expand
+from shapleycam.network.layout import TargetLayer, find_layout
 from shapleycam.network.weights import randomise
 from shapleycam.theory.crg import Expansion
 from shapleycam.theory.utility import UTILITIES
@@ -473,16 +474,13 @@ REFUSED = {
         r"layer 'act' ran 2 times in one forward pass, so its activation maps are ambiguous; name a layer that runs once, "
         r"such as the block that holds it; suitable layers nearby: conv$",
     ),
-    "three axes": (
+    "two axes": (
         Forward(
-            lambda self, x: self.head(self.tokens(self.conv(x)).mean(2)),
-            conv=conv(),
-            tokens=nn.Flatten(2),
-            head=nn.Linear(4, 3),
+            lambda self, x: self.head(self.flat(self.conv(x))), conv=conv(), flat=nn.Flatten(), head=nn.Linear(784, 3)
         ),
-        "tokens",
-        r"layer 'tokens' puts out a tensor of shape \(2, 4, 196\) for 2 images, expected activation maps \(b, n, h, w\) or "
-        r"\(b, h, w, n\); suitable layers nearby: conv$",
+        "flat",
+        r"layer 'flat' puts out a tensor of shape \(2, 784\), expected activation maps \(b, n, h, w\) or \(b, h, w, n\), or "
+        r"tokens \(b, t, n\) on a grid of the image's proportions; suitable layers nearby: conv$",
     ),
     "another batch": (
         Forward(
@@ -592,6 +590,18 @@ def test_the_network_itself_is_no_layer_of_it() -> None:
         CutNetwork(network, network)
 
 
+def test_passes_on_one_kept_copy_are_those_on_copies_of_their_own() -> None:
+    network, x = cnn(), images()
+    cut = CutNetwork(network, "3")
+    kept = cut.kept()
+    for given in (x, x + 1, x[:1]):
+        wanted, found = cut(given), kept(given)
+        assert torch.equal(found.leaf, wanted.leaf)
+        assert torch.equal(found.logits, wanted.logits)
+    network[3] = nn.Identity()  # a copy that is kept does not see it
+    assert torch.equal(kept(x[:1]).logits, wanted.logits)
+
+
 def test_layer_by_name_and_as_a_module_are_the_same() -> None:
     network, x = cnn(), images()
     by_name, by_module = (explain(network, x, layer=layer) for layer in ("3", network[3]))
@@ -603,11 +613,11 @@ def test_layer_by_name_and_as_a_module_are_the_same() -> None:
     ("output", "error", "words"),
     [
         (
-            lambda logits: {"logits": logits},
+            lambda logits: {"classes": logits},
             TypeError,
-            r"the network puts out a dict, expected a tensor of logits \(b, c\)",
+            r"the network puts out a dict, expected a tensor of logits \(b, c\); pass output=function",
         ),
-        (lambda logits: (logits, logits), TypeError, r"the network puts out a tuple"),
+        (lambda logits: ("no", "logits"), TypeError, r"the network puts out a tuple"),
         (lambda logits: logits[0], ValueError, r"the network puts out \(3,\) for 2 images, expected logits \(b, c\)"),
         (lambda logits: logits[:1], ValueError, r"the network puts out \(1, 3\) for 2 images"),
         (lambda logits: logits[:, :, None], ValueError, r"the network puts out \(2, 3, 1\) for 2 images"),
@@ -737,7 +747,7 @@ def test_swin_is_channels_last_but_for_its_patch_embedding() -> None:
 
 def test_unknown_layout_is_refused() -> None:
     with pytest.raises(
-        ValueError, match=r"layout is 'NCHW', expected \"bnhw\" \(maps first\), \"bhwn\" \(channels last\), or None"
+        ValueError, match=r"layout is 'NCHW', expected \"bnhw\" \(maps first\), \"bhwn\" \(channels last\), \"btn\""
     ):
         cut_anything(object.__new__(CutNetwork), cnn(), "0", "NCHW")
 

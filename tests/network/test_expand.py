@@ -151,7 +151,8 @@ def test_hvp_is_the_whole_hessian_times_the_maps(tail):
 def test_hvp_behind_a_linear_tail_is_its_closed_form(tail, utility):
     """With J the derivative of the logits and p the softmax, the Hessian of ReST and ln p_c is -J^T (diag p - p p^T) J.
 
-    That of p_c is p_c (v v^T - J^T (diag p - p p^T) J) with v = J_c - p J, and that of a logit is zero.
+    That of p_c is p_c (v v^T - J^T (diag p - p p^T) J) with v = J_c - p J, that of a logit is zero, and that of ln sigmoid(+-y_c)
+    is -q (1 - q) J_c J_c^T with q = sigmoid(y_c).
     """
     net = network(tail(), seed=0)
     e = expanded(net, images(seed=1), UTILITIES[utility])
@@ -159,13 +160,14 @@ def test_hvp_behind_a_linear_tail_is_its_closed_form(tail, utility):
         p = net.tail(e.maps[image : image + 1])[0].softmax(0).detach()
         j = torch.stack([gradient_of(net.tail, "pre-softmax", k, e.maps[image]).flatten() for k in range(4)])
         v = j[target] - p @ j
+        q = net.tail(e.maps[image : image + 1])[0, target].sigmoid().detach()
         curved = j.T @ (p.diag() - p.outer(p)) @ j
         hessian = {
             "pre-softmax": torch.zeros(45, 45).double(),
             "log-softmax": -curved,
             "rest": -curved,
             "post-softmax": p[target] * (v.outer(v) - curved),
-        }[utility]
+        }.get(utility, -q * (1 - q) * j[target].outer(j[target]))
         wanted = hessian @ e.maps[image].flatten()
         torch.testing.assert_close(e.hvp[image].flatten(), wanted, rtol=1e-9, atol=1e-12)
 

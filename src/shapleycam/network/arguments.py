@@ -1,6 +1,6 @@
 """What callers of the library ask for, checked at the door: images, a layer, targets, a utility."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +9,29 @@ from ..theory.axes import Logits, Targets
 from ..theory.cams import nearest
 from ..theory.draws import checksums, key
 from ..theory.utility import UTILITIES, Utility
-from .cut import CutNetwork, Layout, Pass
+from .cut import CutNetwork, Pass
+from .inputs import Given, Inputs, Output, as_inputs
+from .layout import Axes, Layout
+from .suggest import suggest
 from .zoo import Model
 
+_BATCHES = {3: "(b, channels, t)", 4: "(b, channels, H, W)", 5: "(b, channels, D, H, W)"}
 
-def check_images(model: Model | nn.Module, images: Tensor) -> None:
+
+def check_images(model: Model | nn.Module, images: Given) -> None:
     """Raise ValueError or TypeError unless `images` is a finite floating-point batch that the model can take."""
-    if not isinstance(images, Tensor):
-        raise TypeError(
-            f"images is a {type(images).__name__}, expected a tensor (b, channels, H, W); a model of load_model makes one "
-            "of pictures: model.preprocess(pictures)"
-        )
-    if images.ndim != 4 or 0 in images.shape:
-        hint = "; use images[None]" if images.ndim == 3 else ""
-        raise ValueError(f"images has shape {tuple(images.shape)}, expected a batch (b, channels, H, W){hint}")
+    as_inputs(images)
     module = model.module if isinstance(model, Model) else model
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), images)
+    axes = _axes(model)
+    tensor = images.images if isinstance(images, Inputs) else images
+    if 0 in images.shape or (isinstance(images, Tensor) and images.ndim not in axes):
+        expected = " or ".join(_BATCHES[each] for each in axes)
+        hint = "; use images[None]" if images.ndim + 1 in axes else ""
+        raise ValueError(f"images has shape {tuple(images.shape)}, expected a batch {expected}{hint}")
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), tensor)
     if isinstance(model, Model) and images.shape[1] != 3:
         raise ValueError(f"images has {images.shape[1]} channels, shape {tuple(images.shape)}; {model.name} takes 3")
-    if images.dtype != parameter.dtype:
+    if images.dtype != parameter.dtype and (isinstance(images, Tensor) or images.dtype.is_floating_point):
         raise ValueError(
             f"images are {images.dtype}, the model's parameters {parameter.dtype}; use images.to({parameter.dtype})"
         )
@@ -35,37 +39,65 @@ def check_images(model: Model | nn.Module, images: Tensor) -> None:
         raise ValueError(
             f"images are on {images.device}, the model on {parameter.device}; use images.to({str(parameter.device)!r})"
         )
-    if not images.sum(dtype=torch.float64 if images.dtype == torch.float64 else torch.float32).isfinite():
-        bad = [i for i, image in enumerate(images) if not image.isfinite().all()]
-    else:
-        bad = []
-    if bad:
+    total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    if not total.isfinite() and (bad := [i for i, image in enumerate(tensor) if not image.isfinite().all()]):
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
 
-def cut_network(model: Model | nn.Module, layer: str | nn.Module | None, layout: Layout | None) -> CutNetwork:
-    """The model cut at a layer given as in `explain`."""
-    if isinstance(model, Model):
-        layer = "gap" if layer is None else layer
-        if isinstance(layer, str) and layer in ("gap", "conv"):
-            if layer not in model.layers:
-                raise ValueError(
-                    f"{model.name} has no layer known as {layer!r}; name one that `shapleycam layers {model.name}` lists"
-                )
-            layer = model.layers[layer]
-        return CutNetwork(model.module, layer, layout)
-    if not isinstance(model, nn.Module):
+def batched(model: Model | nn.Module, image: Given) -> Given:
+    """One image (channels, H, W) as a batch of one; anything else as it is."""
+    alone = isinstance(image, Tensor) and isinstance(model, Model | nn.Module) and image.ndim + 1 in _axes(model)
+    return image[None] if isinstance(image, Tensor) and alone and image.ndim not in _axes(model) else image
+
+
+def _axes(model: Model | nn.Module) -> tuple[int, ...]:
+    """How many axes a network's batches may have."""
+    return (4,) if isinstance(model, Model) else _axes_of(model)
+
+
+def _axes_of(module: nn.Module) -> tuple[int, ...]:
+    """How many axes a network's batches have, by its first convolution; images, signals or volumes if it has none."""
+    kinds: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+    first = next((kinds[type(each)] for each in module.modules() if type(each) in kinds), None)
+    return (4, 3, 5) if first is None else (first,) if first == 4 else (first, 4)
+
+
+def cut_network(
+    model: Model | nn.Module,
+    layer: str | nn.Module | None,
+    layout: Axes | Layout | None,
+    images: Given,
+    output: Output | None = None,
+) -> CutNetwork:
+    """The model cut at a layer given as in `explain`, once the images are checked.
+
+    Without one, cut at the layer that `suggest_layers` puts first.
+    """
+    if not isinstance(model, Model | nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected what load_model gives or a torch.nn.Module")
-    if layer is None:
-        last = "; candidates are the names in dict(model.named_modules())"
-        raise ValueError(f"layer is missing: name the layer whose activation maps are explained{last}")
-    return CutNetwork(model, layer, layout)
+    check_images(model, images)
+    known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
+    module = model.module if isinstance(model, Model) else model
+    if layer is None and "gap" not in known:
+        found = suggest(module, images[:1], output, first=True)
+        return CutNetwork(module, found[0].layer.name, layout or found[0].layer.as_layout, output, found[0].why)
+    layer = "gap" if layer is None else layer
+    if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
+        if layer not in known:
+            raise ValueError(
+                f"{model.name} has no layer known as {layer!r}; name one that `shapleycam layers {model.name}` lists, or none "
+                "for the one that feeds the last spatial reduction"
+            )
+        layer = known[layer]
+    return CutNetwork(module, layer, layout, output)
 
 
-def run(cut: CutNetwork, images: Tensor, *, second_order: bool = False, replay: bool = False) -> Pass:
+def run(
+    cut: CutNetwork, images: Given, *, second_order: bool = False, replay: bool = False, create_graph: bool = False
+) -> Pass:
     """One forward pass; an error that the network raises gets a note of what it was given."""
     try:
-        return cut(images, second_order=second_order, replay=replay)
+        return cut(images, second_order=second_order, replay=replay, create_graph=create_graph)
     except (RuntimeError, AssertionError) as error:
         error.add_note(
             f"shapleycam ran {type(cut.module).__name__} on images of shape {tuple(images.shape)}, {images.dtype}"
@@ -115,8 +147,9 @@ def resolve_utility(utility: str | Utility) -> tuple[str, Utility]:
     return utility, UTILITIES[utility]
 
 
-def resolve_keys(keys: Sequence[str] | None, images: Tensor) -> Callable[[], Tensor]:
+def resolve_keys(keys: Sequence[str] | None, images: Given) -> Callable[[], Tensor]:
     """A key for each image, (b,) int64, from its name or else its values; worked out when asked for."""
     if keys is not None and len(keys) != len(images):
         raise ValueError(f"keys has {len(keys)} names, expected one for each of {len(images)} images")
-    return lambda: checksums(images) if keys is None else torch.tensor([key(k) for k in keys], device=images.device)
+    tensor = images.images if isinstance(images, Inputs) else images
+    return lambda: checksums(tensor) if keys is None else torch.tensor([key(k) for k in keys], device=images.device)

@@ -2,35 +2,22 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from copy import copy
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from ..theory.axes import Images, Logits, Maps
+from ..theory.axes import Logits, Maps
 from ..theory.cams import nearest
-from .tail import Log, Tail, logits_of
+from .inputs import Given, Output, call, logits_of, size_of
+from .layout import Axes, Facts, Layout, TargetLayer, as_layout, maps_last, place
+from .tail import Log, Tail
 from .twin import twin, unwrap
-
-Layout = Literal["bnhw", "bhwn"]
-
-
-@dataclass(frozen=True)
-class TargetLayer:
-    """Where a network was cut."""
-
-    name: str
-    layout: Layout
-    """Order of the axes of what the layer puts out: b images, n maps, h w positions."""
-    maps: int
-    positions: tuple[int, int]
-
-    def __str__(self) -> str:
-        h, w = self.positions
-        return f"{self.name} ({self.maps} maps of {h} x {w}, {self.layout})"
 
 
 @dataclass(frozen=True)
@@ -38,15 +25,14 @@ class Pass:
     """One forward pass through a cut network, its tail with a graph that begins at `leaf`."""
 
     layer: TargetLayer
-    leaf: Tensor
-    """The target layer's own output, in the layer's layout: a tensor that the cut owns and nothing writes into."""
+    leaf: Maps
+    """The target layer's own activation maps, (b, n, *positions): a tensor that the cut owns and nothing writes into."""
     logits: Logits
     tail: Tail | None = None
     """What gives the logits of other maps, if that was asked for."""
 
     def maps(self, tensor: Tensor) -> Maps:
-        """A tensor shaped like `leaf`, as (b, n, h, w)."""
-        return tensor.movedim(-1, 1) if self.layer.layout == "bhwn" else tensor
+        return tensor
 
 
 class CutNetwork:
@@ -55,24 +41,42 @@ class CutNetwork:
     The module itself is never written to: no hook, no mode, no flag. Any number of threads may run passes at once.
     """
 
-    def __init__(self, module: nn.Module, layer: str | nn.Module, layout: Layout | None = None) -> None:
-        """`layer` is a dotted name or a submodule; `layout` None finds out.
+    def __init__(
+        self,
+        module: nn.Module,
+        layer: str | nn.Module,
+        layout: Axes | Layout | None = None,
+        output: Output | None = None,
+        reason: str = "",
+    ) -> None:
+        """`layer` is a dotted name or a submodule; `layout` None finds out; `output` makes logits of what the network puts out.
 
         Raises
         ------
         ValueError
             When the module has no such layer, or `layout` is none.
         """
-        if layout not in (None, "bnhw", "bhwn"):
-            raise ValueError(f'layout is {layout!r}, expected "bnhw" (maps first), "bhwn" (channels last), or None')
         self.module = unwrap(module)
         self.name, self.layer = _find(self.module, layer)
-        self.layout = layout
+        self.layout, self.output, self.reason = as_layout(layout), output, reason
+        self.facts, self._last = Facts.of(self.module), maps_last(self.module, self.layer)
+        self._kept: tuple[nn.Module, list[_Tap]] | None = None
 
-    def __call__(self, images: Images, *, second_order: bool = False, replay: bool = False) -> Pass:
+    def kept(self) -> "CutNetwork":
+        """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between."""
+        same = copy(self)
+        taps: list[_Tap] = []
+        with torch.inference_mode(False):
+            same._kept = twin(self.module, {self.layer: lambda *call: taps[-1](*call)}), taps
+        return same
+
+    def __call__(
+        self, images: Given, *, second_order: bool = False, replay: bool = False, create_graph: bool = False
+    ) -> Pass:
         """Run the network once; `second_order` makes the tail's attention twice differentiable.
 
-        `replay` keeps what the head handed out, for a pass that has a `tail`.
+        `replay` keeps what the head handed out, for a pass that has a `tail`. `create_graph` leaves the maps attached to the
+        parameters and the images.
 
         Autocast is off: maps, logits and derivatives are what the parameters' own precision gives.
 
@@ -83,24 +87,25 @@ class CutNetwork:
         """
         with (
             torch.inference_mode(False),
-            torch.no_grad(),
+            torch.set_grad_enabled(create_graph),
             torch.autocast(images.device.type, enabled=False),
             ExitStack() as tail,
         ):
             mode = CompositeAttention if second_order else nullcontext
-            tap = _Tap(self.name, tail, mode())
+            tap = _Tap(lambda output: self._target_layer(output, images), tail, mode(), create_graph)
+            if create_graph:  # the head is differentiated twice too
+                tail.enter_context(mode())
             log = Log(self.module, self.name) if replay else None
-            logits = twin(self.module, {self.layer: tap}, log.calls if log else {})(images.clone())
-        if len(tap.leaves) != 1:
-            raise ValueError(self._runs(len(tap.leaves), images))
-        layer = self._target_layer(tap.leaves[0], images)
+            logits = logits_of(call(self._with(tap, log), images.clone()), len(images), self.output)
+        if tap.runs != 1 or tap.layer is None or tap.leaf is None:
+            raise ValueError(self._runs(tap.runs, images))
         if log is None:
-            return Pass(layer, tap.leaves[0], logits_of(logits, len(images)))
-        shape, kept = (layer.maps, *layer.positions), images.detach().clone()
-        again = Tail(self.module, self.layer, log.ended, kept, shape, layer.layout, mode)
-        return Pass(layer, tap.leaves[0], logits_of(logits, len(images)), again)
+            return Pass(tap.layer, tap.leaf, logits)
+        kept = images.clone() if create_graph else images.detach().clone()
+        again = Tail(self.module, self.layer, log.ended, kept, tap.layer, tap.output, mode, self.output, create_graph)
+        return Pass(tap.layer, tap.leaf, logits, again)
 
-    def tail(self, images: Images) -> Tail:
+    def tail(self, images: Given) -> Tail:
         """What gives the logits of other activation maps of these images, from one pass."""
         found = self(images, replay=True).tail
         assert found is not None
@@ -113,29 +118,43 @@ class CutNetwork:
 
         def infer(images: Tensor) -> Tensor:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                return logits_of(network(images), len(images))
+                return logits_of(call(network, images), len(images), self.output)
 
         return infer
 
-    def _target_layer(self, output: Tensor, images: Tensor) -> TargetLayer:
-        if output.ndim != 4 or len(output) != len(images):
+    def _with(self, tap: "_Tap", log: Log | None) -> nn.Module:
+        if self._kept is None or log is not None:
+            return twin(self.module, {self.layer: tap}, log.calls if log else {})
+        network, taps = self._kept
+        taps[:] = [tap]
+        return network
+
+    def _target_layer(self, output: Any, images: Given) -> TargetLayer:
+        if not isinstance(output, Tensor):
             raise ValueError(
-                f"layer {self.name!r} puts out a tensor of shape {tuple(output.shape)} for {len(images)} images, expected "
-                f"activation maps (b, n, h, w) or (b, h, w, n); {self._suitable(images)}"
+                f"layer {self.name!r} puts out a {type(output).__name__}, expected one tensor of activation maps; "
+                "name a layer inside it, or behind it"
             )
-        size = (images.shape[-2], images.shape[-1])
-        layout = self.layout or find_layout(
-            tuple(output.shape), size, getattr(self.module, "output_fmt", None), self.name
-        )
-        n, h, w = output.shape[1:] if layout == "bnhw" else (output.shape[3], *output.shape[1:3])
-        if h * w == 1:
+        shape, size = tuple(output.shape), size_of(images)
+        if len(output) != len(images):
             raise ValueError(
-                f"layer {self.name!r} puts out maps of a single position, shape {tuple(output.shape)}, so there is "
+                f"layer {self.name!r} puts out a tensor of shape {shape} for {len(images)} images, expected maps (b, ...); "
+                f"{self._suitable(images)}"
+            )
+        try:
+            layer = place(self.name, shape, size, self.facts, self._last, self.layout)
+        except ValueError as error:
+            if "may be" in str(error):
+                raise
+            raise ValueError(f"{error}; {self._suitable(images)}") from None
+        if prod(layer.positions) == 1:
+            raise ValueError(
+                f"layer {self.name!r} puts out maps of a single position, shape {shape}, so there is "
                 f"nothing to compare; {self._suitable(images)}"
             )
-        return TargetLayer(self.name, layout, n, (h, w))
+        return replace(layer, reason=self.reason) if self.reason else layer
 
-    def _runs(self, runs: int, images: Tensor) -> str:
+    def _runs(self, runs: int, images: Given) -> str:
         if runs == 0:
             return f"layer {self.name!r} did not run in a forward pass of the network; {self._suitable(images)}"
         return (
@@ -143,7 +162,7 @@ class CutNetwork:
             f"name a layer that runs once, such as the block that holds it; {self._suitable(images)}"
         )
 
-    def _suitable(self, images: Tensor) -> str:
+    def _suitable(self, images: Given) -> str:
         """Names of layers near the target that can be one, for the end of an error message."""
         found = [layer.name for layer in layers(self.module, images[:1])]
         parents = self.name.split(".")
@@ -156,9 +175,9 @@ class CutNetwork:
         return f"suitable layers nearby: {', '.join(near)}" if near else "the network has no layer that puts out maps"
 
 
-def layers(module: nn.Module, images: Images) -> list[TargetLayer]:
+def layers(module: nn.Module, images: Given) -> list[TargetLayer]:
     """All layers of a module that can be a target: they run once and put out maps; in the order in which they end."""
-    module = unwrap(module)
+    module, found = unwrap(module), []
     outputs: dict[str, list[Any]] = {}
 
     def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -167,21 +186,14 @@ def layers(module: nn.Module, images: Images) -> list[TargetLayer]:
 
         return hook
 
+    cuttable = {name: m for name, m in named_layers(module).items() if not isinstance(m, torch.jit.ScriptModule)}
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        cuttable = {name: m for name, m in named_layers(module).items() if not isinstance(m, torch.jit.ScriptModule)}
-        twin(module, {m: record(name) for name, m in cuttable.items()})(images.clone())
-    found = []
+        call(twin(module, {m: record(name) for name, m in cuttable.items()}), images.clone())
     for name, shapes in outputs.items():
-        if len(shapes) == 1 and shapes[0] is not None and len(shapes[0]) == 4 and shapes[0][0] == len(images):
-            try:
-                layout = find_layout(
-                    shapes[0], (images.shape[-2], images.shape[-1]), getattr(module, "output_fmt", None), name
-                )
-            except ValueError:
-                continue
-            n, h, w = shapes[0][1:] if layout == "bnhw" else (shapes[0][3], *shapes[0][1:3])
-            if h * w > 1:
-                found.append(TargetLayer(name, layout, n, (h, w)))
+        if len(shapes) == 1 and shapes[0] and shapes[0][0] == len(images):
+            with suppress(ValueError):
+                layer = place(name, shapes[0], size_of(images), Facts.of(module), maps_last(module, cuttable[name]))
+                found += [layer] if prod(layer.positions) > 1 else []
     return found
 
 
@@ -192,34 +204,6 @@ def named_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 def _uncompiled(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
-
-
-def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str | None, name: str) -> Layout:
-    """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
-
-    The positions have the image's proportions, give or take one row or column. Where both readings or neither do,
-    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels.
-
-    Raises
-    ------
-    ValueError
-        When that does not settle it.
-    """
-    first, last = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
-    if first != last:
-        return "bnhw" if first else "bhwn"
-    if output_fmt in ("NHWC", "NCHW"):
-        return "bhwn" if output_fmt == "NHWC" else "bnhw"
-    if shape[3] > max(shape[1], shape[2]) or (first and last and shape[1] == shape[2] == shape[3]):
-        raise ValueError(
-            f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
-            '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'
-        )
-    return "bnhw"
-
-
-def _proportionate(positions: tuple[int, ...], size: tuple[int, int]) -> bool:
-    return abs(positions[0] * size[1] - positions[1] * size[0]) < max(size)
 
 
 class CompositeAttention(TorchFunctionMode):
@@ -247,26 +231,33 @@ def _composite(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None,
 
 @dataclass
 class _Tap:
-    """The hook at the target layer: takes its output as a leaf, and hands a copy on, from where on a graph is built."""
+    """The hook at the target layer: takes its maps as a leaf, and hands a copy on, from where on a graph is built."""
 
-    name: str
+    read: Callable[[Any], TargetLayer]
     tail: ExitStack
     mode: AbstractContextManager[Any]
     """What the tail, from here on, runs under."""
-    leaves: list[Tensor] = field(default_factory=list)
+    attached: bool = False
+    """Whether the maps keep the graph that leads to them."""
+    runs: int = 0
+    layer: TargetLayer | None = None
+    leaf: Tensor | None = None
+    output: Tensor | None = None
+    """What the layer put out, where it has more than the maps."""
 
-    def __call__(self, module: nn.Module, given: Any, output: Any) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise ValueError(
-                f"layer {self.name!r} puts out a {type(output).__name__}, expected one tensor of activation maps; "
-                "name a layer inside it, or behind it"
-            )
-        leaf = output.detach().clone().requires_grad_(output.is_floating_point())
-        if not self.leaves:
-            self.tail.enter_context(self.mode)
-        self.leaves.append(leaf)
+    def __call__(self, module: nn.Module, given: Any, output: Any) -> Any:
+        self.runs += 1
+        if self.runs > 1:
+            return output
+        self.layer = self.read(output)
+        put_out = output if self.attached else output.detach()
+        self.output = put_out.clone() if self.layer.prefix else None
+        self.leaf = self.layer.maps_of(put_out).clone()
+        if not self.leaf.requires_grad:
+            self.leaf.requires_grad_(self.leaf.is_floating_point())
+        self.tail.enter_context(self.mode)
         torch.set_grad_enabled(True)
-        return leaf.clone()
+        return self.layer.put_back(self.leaf.clone(), put_out)
 
 
 def _find(module: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..theory.axes import Logits, Maps, Targets, Utilities
 from ..theory.crg import Expansion, efficiency_gap, quadrature
-from ..theory.utility import Utility
+from ..theory.utility import Utility, settled
 from .cut import Pass
 from .tail import Tail
 
@@ -47,11 +47,12 @@ def expand(
     nodes: Nodes = _EIGHT,
     *,
     again: bool = False,
+    create_graph: bool = False,
 ) -> Expansion:
     """U' and, if asked for, HX and the path of each image's utility, by backward passes over the tail.
 
     `noise` is called if asked for. A utility that is linear in the maps has HX = 0. `again` keeps the graph, to expand the same
-    pass once more for other targets.
+    pass once more for other targets. `create_graph` gives everything a graph of its own, to train on.
 
     Raises
     ------
@@ -59,18 +60,20 @@ def expand(
         When the utility does not give one number an image, or does not depend on the maps.
     """
     gradient = hvp = path = full = empty = None
+    kept = (lambda tensor: tensor) if create_graph else Tensor.detach
+    second, utility = "hvp" in ingredients, settled(utility, forward.logits, targets)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
         if "path" in ingredients:
-            full = worth(forward.logits.detach(), targets, utility)
-            path, empty = _path(forward, targets, utility, full, nodes)
+            full = worth(kept(forward.logits), targets, utility)
+            path, empty = _path(forward, targets, utility, full, nodes, create_graph)
         if "gradient" in ingredients:
             utilities = worth(forward.logits, targets, utility)
-            slope = _slope(forward, utilities, forward.leaf, create_graph="hvp" in ingredients, again=again)
-            gradient, full = _wide(forward.maps(slope.detach())), utilities.detach()
-            if "hvp" in ingredients:
-                hvp = _wide(forward.maps(_curvature(slope, forward.leaf, forward.leaf.detach(), again)))
+            slope = _slope(forward, utilities, forward.leaf, create_graph=second or create_graph, again=again)
+            gradient, full = _wide(kept(slope)), kept(utilities)
+            if second:
+                hvp = _wide(_curvature(slope, forward.leaf, kept(forward.leaf), again, create_graph))
     return Expansion(
-        maps=_wide(forward.maps(forward.leaf.detach())),
+        maps=_wide(kept(forward.leaf)),
         gradient=gradient,
         hvp=hvp,
         path=path,
@@ -102,23 +105,26 @@ def worth(logits: Logits, targets: Targets, utility: Utility) -> Utilities:
 def empty_worth(forward: Pass, targets: Targets, utility: Utility) -> Utilities:
     """U(0) of each image: what is left when no position plays."""
     with torch.no_grad():
-        return worth(_tail(forward)(torch.zeros_like(forward.maps(forward.leaf))), targets, utility)
+        utility = settled(utility, forward.logits, targets)
+        return worth(_tail(forward)(torch.zeros_like(forward.leaf)), targets, utility)
 
 
 def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Bool[Tensor, "k 1 *p"]) -> Maps:
     """H X_S for k coalitions of one image's positions, (k, n, h, w): the Hessian at A times the maps where S plays."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(forward.leaf.device.type, enabled=False):
-        maps = forward.maps(forward.leaf.detach())
+        maps = forward.leaf.detach()
         rows = maps.repeat(len(shares), *[1] * (maps.ndim - 1)).requires_grad_()
         logits = _tail(forward).of(rows.clone)
         utilities = worth(logits, torch.full((len(rows),), target, device=logits.device), utility)
         return _wide(_curvature(_slope(forward, utilities, rows, create_graph=True), rows, maps * shares))
 
 
-def _path(forward: Pass, targets: Targets, utility: Utility, full: Utilities, nodes: Nodes) -> tuple[Maps, Utilities]:
+def _path(
+    forward: Pass, targets: Targets, utility: Utility, full: Utilities, nodes: Nodes, create_graph: bool
+) -> tuple[Maps, Utilities]:
     """The mean of U'(tA) over t, and U(0); an image's nodes are doubled until its efficiency gap is within the tolerance."""
-    maps = _wide(forward.maps(forward.leaf.detach()))
-    mean, empty = _mean_slope(forward, targets, utility, nodes.first)
+    maps = _wide(forward.leaf.detach())
+    mean, empty = _mean_slope(forward, targets, utility, nodes.first, create_graph)
     count = nodes.first
     while nodes.tolerance is not None and 2 * count <= nodes.most:
         gap = _gap(mean, maps, full, empty)
@@ -126,7 +132,7 @@ def _path(forward: Pass, targets: Targets, utility: Utility, full: Utilities, no
         if not rest.any():
             break
         count *= 2
-        finer, _ = _mean_slope(forward, targets, utility, count)
+        finer, _ = _mean_slope(forward, targets, utility, count, create_graph)
         rest &= _gap(finer, maps, full, empty) < gap  # quadrature may get worse before it gets better
         mean = torch.where(rest.view(-1, *[1] * (mean.ndim - 1)), finer, mean)  # no image hangs on another's
     return mean, empty
@@ -136,8 +142,10 @@ def _gap(mean: Maps, maps: Maps, full: Utilities, empty: Utilities) -> Utilities
     return efficiency_gap((mean * maps).flatten(1).sum(1), full, empty)
 
 
-def _mean_slope(forward: Pass, targets: Targets, utility: Utility, nodes: int) -> tuple[Maps, Utilities]:
-    maps, tail = forward.maps(forward.leaf.detach()), _tail(forward)
+def _mean_slope(
+    forward: Pass, targets: Targets, utility: Utility, nodes: int, create_graph: bool
+) -> tuple[Maps, Utilities]:
+    maps, tail = forward.leaf if create_graph else forward.leaf.detach(), _tail(forward)
     points, weights = quadrature(nodes)
     points, weights = torch.cat([points.new_zeros(1), points]), torch.cat([weights.new_zeros(1), weights])
     mean, worths = _wide(torch.zeros_like(maps)), []
@@ -148,8 +156,9 @@ def _mean_slope(forward: Pass, targets: Targets, utility: Utility, nodes: int) -
             step = torch.zeros_like(maps).requires_grad_()
             rows = partial(torch.addcmul, step, some.view(-1, *[1] * maps.ndim), maps)
             utilities = worth(tail.of(lambda: rows().flatten(0, 1)), targets.repeat(len(some)), utility)  # noqa: B023
-            mean += _wide(_slope(forward, utilities * shares.repeat_interleave(len(maps)), step))
-        worths.append(utilities.detach())
+            shared = utilities * shares.repeat_interleave(len(maps))
+            mean = mean + _wide(_slope(forward, shared, step, create_graph=create_graph))
+        worths.append(utilities if create_graph else utilities.detach())
     return mean, worths[0][: len(maps)]
 
 
@@ -173,10 +182,12 @@ def _slope(forward: Pass, utilities: Tensor, at: Tensor, *, create_graph: bool =
     return slope
 
 
-def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False) -> Tensor:
+def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False, create_graph: bool = False) -> Tensor:
     hvp = None
     if slope.requires_grad:
-        (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
+        (hvp,) = torch.autograd.grad(
+            slope, at, direction, retain_graph=again or create_graph, create_graph=create_graph, allow_unused=True
+        )
     return torch.zeros_like(slope) if hvp is None else hvp
 
 

@@ -15,6 +15,8 @@ from torch._C import DisableTorchFunctionSubclass
 from torch.utils._pytree import tree_map_only
 
 from ..theory.axes import Logits, Maps
+from .inputs import Given, Inputs, Output, call, logits_of
+from .layout import TargetLayer
 from .recorded import Recorded, Way, broadcast, repeated, repeated_when_touched, tensors_in
 from .twin import Call, twin, unwrap
 
@@ -34,7 +36,7 @@ class Log:
         self.calls[last] = self._close
 
     def _record(self, module: nn.Module) -> Call:
-        def call(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        def called(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if not self._open:
                 return run(*args, **kwargs)
             self._running.append([])
@@ -49,7 +51,7 @@ class Log:
             self._running[-1].append((module, (None if same is not None else output, written, same)))
             return output if same is not None else tree_map_only(Tensor, Tensor.clone, output)
 
-        return call
+        return called
 
     def _close(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         if self._open:
@@ -66,15 +68,18 @@ class Tail:
         root: nn.Module,
         target: nn.Module,
         ended: list[tuple[nn.Module, Any]],
-        images: Tensor,
-        shape: tuple[int, ...],
-        layout: str,
+        images: Given,
+        layer: TargetLayer,
+        output: Tensor | None,
         mode: Callable[[], Any],
+        logits: Output | None,
+        attached: bool = False,
     ) -> None:
+        """`attached` says that what is recorded has a graph, which a replay keeps."""
         self._root, self._target, self._ended = root, target, ended
-        self._images, self._shape, self._layout, self._mode = images, shape, layout, mode
+        self._images, self._layer, self._output, self._mode, self._logits = images, layer, output, mode, logits
         self._idle: list[_Replay] = []
-        self._ways: list[Way] = [broadcast, repeated_when_touched, repeated]
+        self._ways: list[Way] = [repeated] if attached else [broadcast, repeated_when_touched, repeated]
         self._sure: set[Way] = set()
 
     def __call__(self, maps: Maps) -> Logits:
@@ -85,8 +90,9 @@ class Tail:
         ValueError
             When there are not as many rows for each image.
         """
-        b, wanted = len(self._images), "x".join(map(str, self._shape))
-        if maps.shape[1:] != self._shape or not len(maps) or len(maps) % b:
+        shape = (self._layer.maps, *self._layer.positions)
+        b, wanted = len(self._images), "x".join(map(str, shape))
+        if maps.shape[1:] != shape or not len(maps) or len(maps) % b:
             raise ValueError(
                 f"got maps of shape {tuple(maps.shape)}, expected rows of {wanted}, as many for each of {b} images"
             )
@@ -104,16 +110,23 @@ class Tail:
                 given = maps()
                 times = len(given) // len(self._images)
                 try:
-                    logits = replay(self._images, self._as_put_out(given), times, way)
-                    fits = isinstance(logits, Tensor) and len(logits) == len(given)
+                    logits = self._once(replay, given, times, way)
+                    fits = len(logits) == len(given)
                     if way is repeated or (fits and (times == 1 or not replay.seen or self._agrees(replay, way, maps))):
                         break
-                except (RuntimeError, ValueError, IndexError, AssertionError):
+                except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
                     if way is repeated:
                         raise
         self._ways = self._ways[self._ways.index(way) :] if way in self._ways else self._ways  # if no thread went on
         self._idle.append(replay)
-        return logits_of(logits.as_subclass(Tensor) if isinstance(logits, Recorded) else logits, len(given))
+        return logits
+
+    def _once(self, replay: "_Replay", given: Tensor, times: int, way: Way) -> Tensor:
+        output = given if self._output is None else self._output
+        logits = logits_of(
+            replay(self._images, self._layer.put_back(given, output), times, way), len(given), self._logits
+        )
+        return logits.as_subclass(Tensor) if isinstance(logits, Recorded) else logits
 
     def _agrees(self, replay: "_Replay", way: Way, maps: Callable[[], Tensor]) -> bool:
         """Whether two rows an image give the same with tensors that are repeated at once: asked once of each way.
@@ -123,16 +136,11 @@ class Tail:
         if way not in self._sure:
             with torch.no_grad():
                 some = maps()[: 2 * len(self._images)].detach()
-                tried, true = (
-                    replay(self._images, self._as_put_out(some.clone()), 2, each) for each in (way, repeated)
-                )
+                tried, true = (self._once(replay, some.clone(), 2, each) for each in (way, repeated))
                 if not float((tried - true).abs().amax()) <= 1e-4 * float(true.abs().amax()):
                     return False
             self._sure.add(way)
         return True
-
-    def _as_put_out(self, maps: Tensor) -> Tensor:
-        return maps.movedim(1, -1).contiguous() if self._layout == "bhwn" else maps
 
 
 class _Replay:
@@ -146,7 +154,7 @@ class _Replay:
         self.network = twin(root, {}, calls, closed=calls)
         self.running: dict[nn.Module, nn.Module] = {}
 
-    def __call__(self, images: Tensor, output: Tensor, times: int, way: Way) -> Any:
+    def __call__(self, images: Given, output: Tensor, times: int, way: Way) -> Any:
         self.seen: list[Any] = []
 
         def hand_out(value: Any) -> Any:
@@ -158,12 +166,12 @@ class _Replay:
             self.left[module].append(value)
         self.output, self.hand_out = output, hand_out
         try:
-            return self.network(hand_out(images))
+            return call(self.network, images.rows(hand_out, times) if isinstance(images, Inputs) else hand_out(images))
         finally:
             del self.output, self.hand_out
 
     def _stub(self, module: nn.Module, left: deque[Any]) -> Call:
-        def call(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        def called(run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             if left:
                 output, written, same = left.popleft()
                 given = tensors_in((args, kwargs))
@@ -177,7 +185,7 @@ class _Replay:
                 self.running[module] = twin(module, {})
             return self.running[module](*args, **kwargs)
 
-        return call
+        return called
 
     def _stand_in(self, run: Callable[..., Any], args: Any, kwargs: Any) -> Tensor:
         return self.output
@@ -199,12 +207,3 @@ def _beside(above: list[nn.Module], target: nn.Module) -> Iterable[nn.Module]:
             queue += map(unwrap, module.children())
         elif module is not target and module not in above and not isinstance(module, torch.jit.ScriptModule):
             yield module
-
-
-def logits_of(output: Any, images: int) -> Logits:
-    """What a network put out, if that is logits of so many images."""
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the network puts out a {type(output).__name__}, expected a tensor of logits (b, c)")
-    if output.ndim != 2 or output.shape[0] != images:
-        raise ValueError(f"the network puts out {tuple(output.shape)} for {images} images, expected logits (b, c)")
-    return output

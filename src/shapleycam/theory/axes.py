@@ -3,7 +3,8 @@
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-Images = Float[Tensor, "b channels H W"]
+Images = Float[Tensor, "b channels *size"]
+"""(b, channels, H, W); of signals (b, channels, t), of volumes (b, channels, D, H, W)."""
 Logits = Float[Tensor, "b c"]
 Targets = Int64[Tensor, " b"]
 Utilities = Float[Tensor, " b"]
@@ -11,4 +12,5 @@ Maps = Float[Tensor, "b n *p"]
 Weights = Float[Tensor, "b n *#p"]
 """As `Maps`, or one number for all positions of a map, (b, n, 1, ...)."""
 ExplanationMaps = Float[Tensor, "b *p"]
-Heatmaps = Float[Tensor, "b H W"]
+Heatmaps = Float[Tensor, "b *size"]
+"""(b, H, W), or whatever the spatial axes of the images are."""

@@ -1,9 +1,12 @@
 """What a coalition is worth: a utility of the logits, one number an image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from .axes import Logits, Targets, Utilities
 
@@ -17,12 +20,12 @@ def pre_softmax(logits: Logits, targets: Targets) -> Utilities:
 
 def post_softmax(logits: Logits, targets: Targets) -> Utilities:
     """The target's probability p_c, in [0, 1]; its gradient vanishes where the softmax saturates."""
-    return pre_softmax(logits.softmax(1), targets)
+    return pre_softmax(_of_several(logits).softmax(1), targets)
 
 
 def log_softmax(logits: Logits, targets: Targets) -> Utilities:
     """The target's log-probability ln p_c, in (-inf, 0]."""
-    return pre_softmax(logits.log_softmax(1), targets)
+    return pre_softmax(_of_several(logits).log_softmax(1), targets)
 
 
 def rest(logits: Logits, targets: Targets) -> Utilities:
@@ -30,6 +33,109 @@ def rest(logits: Logits, targets: Targets) -> Utilities:
     return pre_softmax(logits, targets) + log_softmax(logits, targets)
 
 
-UTILITIES: Mapping[str, Utility] = MappingProxyType(
-    {"rest": rest, "pre-softmax": pre_softmax, "post-softmax": post_softmax, "log-softmax": log_softmax}
+@dataclass(frozen=True)
+class Settled:
+    """A utility that looks at the prediction for the whole image once, and keeps to that for every coalition."""
+
+    name: str
+    look: Callable[[Logits, Targets], Tensor]
+    """What is settled, from the logits for the whole images: (b, ...)."""
+    worth: Callable[[Logits, Targets, Tensor], Utilities]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, logits: Logits, targets: Targets) -> Utilities:
+        """The utility of whole images."""
+        return self.worth(logits, targets, self.look(logits.detach(), targets))
+
+    def settled(self, logits: Logits, targets: Targets) -> Utility:
+        """The utility of k coalitions of each image, whose whole ones have these logits: row i is of image i modulo b."""
+        seen = self.look(logits.detach(), targets)
+
+        def worth(logits: Logits, targets: Targets) -> Utilities:
+            return self.worth(logits, targets, seen.repeat(len(logits) // len(seen), *[1] * (seen.ndim - 1)))
+
+        return worth
+
+
+def settled(utility: Utility, logits: Logits, targets: Targets) -> Utility:
+    """The utility that keeps to what it sees in the logits for whole images, where it looks at them."""
+    return utility.settled(logits, targets) if isinstance(utility, Settled) else utility
+
+
+rest_sigmoid = Settled(
+    "rest-sigmoid",
+    lambda logits, targets: torch.where(pre_softmax(logits, targets) > 0, 1, -1),
+    lambda logits, targets, side: _rest_of_side(pre_softmax(logits, targets), side),
 )
+"""s y_c + ln sigmoid(s y_c) with s = 1 where y_c is positive on the whole image, else -1: Eq. (16) of logits by themselves.
+
+For multi-label and single-logit networks: evidence for the side that is predicted.
+"""
+
+
+def rest_sigmoid_positive(logits: Logits, targets: Targets) -> Utilities:
+    """y_c + ln sigmoid(y_c): evidence that the class is there."""
+    return _rest_of_side(pre_softmax(logits, targets), 1)
+
+
+def rest_sigmoid_negative(logits: Logits, targets: Targets) -> Utilities:
+    """-y_c + ln sigmoid(-y_c): evidence that the class is not there."""
+    return _rest_of_side(pre_softmax(logits, targets), -1)
+
+
+def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: float = 0.6) -> Utility:
+    """Why class a and not b: y_a - gamma times the mean of y_b, as in Finer-CAM (Zhang et al. 2025).
+
+    `a` None is the target, `b` None the likeliest other class; `gamma` in [0, 1], 0 for a alone.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma is {gamma}, expected a share from 0 (class a alone) to 1 (the plain difference)")
+    others = [b] if isinstance(b, int) else None if b is None else list(b)
+    if others is not None and (not others or a in others):
+        raise ValueError(f"b is {b!r}, expected one or more classes other than a, {a}")
+
+    def look(logits: Logits, targets: Targets) -> Tensor:
+        wanted = (targets if a is None else torch.full_like(targets, a))[:, None]
+        if others is None:
+            rest = logits.scatter(1, wanted, -torch.inf).argmax(1, keepdim=True)
+        else:
+            rest = torch.tensor(others, device=logits.device).expand(len(logits), -1)
+        classes = torch.cat([wanted, rest], 1)
+        if classes.max() >= logits.shape[1] or classes.min() < 0 or logits.shape[1] < 2:
+            raise ValueError(f"contrast of classes {a} and {b}; the network has classes 0 to {logits.shape[1] - 1}")
+        return classes
+
+    def worth(logits: Logits, targets: Targets, classes: Tensor) -> Utilities:
+        scores = logits.gather(1, classes)
+        return scores[:, 0] - gamma * scores[:, 1:].mean(1)
+
+    return Settled(f"contrast({a}, {b}, {gamma})", look, worth)
+
+
+UTILITIES: Mapping[str, Utility] = MappingProxyType(
+    {
+        "rest": rest,
+        "pre-softmax": pre_softmax,
+        "post-softmax": post_softmax,
+        "log-softmax": log_softmax,
+        "rest-sigmoid": rest_sigmoid,
+        "rest-sigmoid-positive": rest_sigmoid_positive,
+        "rest-sigmoid-negative": rest_sigmoid_negative,
+    }
+)
+
+
+def _rest_of_side(y: Utilities, side: Tensor | int) -> Utilities:
+    return side * y + logsigmoid(side * y)
+
+
+def _of_several(logits: Logits) -> Logits:
+    if logits.shape[1] == 1:
+        raise ValueError(
+            "the network has a single logit, of which a softmax makes 1 whatever it is; use "
+            'utility="rest-sigmoid" for a yes or no, "pre-softmax" for a regression'
+        )
+    return logits

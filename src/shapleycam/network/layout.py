@@ -1,0 +1,252 @@
+"""Where the positions lie in what a layer puts out: maps first or last, tokens on a grid, signals, volumes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..theory.axes import Maps
+from .twin import unwrap
+
+Axes = Literal["bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn"]
+AXES: tuple[Axes, ...] = ("bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn")
+PREFIXES = range(9)
+"""How many class, distillation and register tokens are looked for in front of the tokens of positions."""
+_LAST = nn.LayerNorm | nn.Linear | nn.Embedding
+_FIRST = (
+    nn.modules.conv._ConvNd
+    | nn.modules.batchnorm._BatchNorm
+    | nn.modules.pooling._MaxPoolNd
+    | nn.modules.pooling._AvgPoolNd
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read a layer's output, where that cannot be found out: `Layout("btn", positions=(14, 14), prefix=1)`."""
+
+    axes: Axes
+    """Order of the axes: b images, n maps, h w positions (d h w of a volume); t for a signal's positions, or for tokens."""
+    positions: tuple[int, ...] | None = None
+    """The grid on which tokens lie; None finds out."""
+    prefix: int | None = None
+    """Tokens in front of the grid's, which are no players; None finds out."""
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """Where a network was cut."""
+
+    name: str
+    layout: Axes
+    """Order of the axes of what the layer puts out: b images, n maps, h w positions; t tokens or times, d h w a volume."""
+    maps: int
+    positions: tuple[int, ...]
+    prefix: int = 0
+    """Tokens in front of those of the positions, class token and registers: they are no players, and stay as they are."""
+    reason: str = ""
+    """Why this layer, where it was chosen by itself."""
+
+    def __str__(self) -> str:
+        grid, prefix = " x ".join(map(str, self.positions)), f", {self.prefix} prefix" if self.prefix else ""
+        return f"{self.name} ({self.maps} maps of {grid}, {self.layout}{prefix})"
+
+    @property
+    def as_layout(self) -> Layout:
+        """How this layer was read."""
+        return Layout(self.layout, self.positions, self.prefix)
+
+    def maps_of(self, output: Tensor) -> Maps:
+        """The activation maps in what the layer puts out, (b, n, *positions)."""
+        maps = output.movedim(-1, 1) if self.layout.endswith("n") else output
+        return maps if maps.shape[2:] == self.positions else maps[:, :, self.prefix :].unflatten(2, self.positions)
+
+    def put_back(self, maps: Maps, output: Tensor) -> Tensor:
+        """What the layer would put out with other maps, for as many rows as they have; the prefix is that of `output`."""
+        if maps.ndim != output.ndim:
+            maps = maps.flatten(2)
+        if not self.layout.endswith("n"):
+            return torch.cat([_rows(output[:, :, : self.prefix], maps), maps], 2) if self.prefix else maps
+        maps = maps.movedim(1, -1)
+        return torch.cat([_rows(output[:, : self.prefix], maps), maps], 1) if self.prefix else maps.contiguous()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a network says of itself that helps to read its layers."""
+
+    output_fmt: str | None = None
+    prefix: int | None = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Facts":
+        """The facts of a network."""
+        prefix = getattr(module, "num_prefix_tokens", None)
+        return cls(getattr(module, "output_fmt", None), prefix if isinstance(prefix, int) else None)
+
+
+def place(
+    name: str,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    facts: Facts,
+    last: bool | None = None,
+    asked: Layout | None = None,
+) -> TargetLayer:
+    """The target layer that puts out `shape` for inputs with the spatial axes `size`.
+
+    `last` says whether the last axis is the maps', if the kind of the layer tells: see `maps_last`.
+
+    Raises
+    ------
+    ValueError
+        When no reading makes maps of it, or several do that nothing tells apart.
+    """
+    if len(shape) == 4 and len(size) == 2 and asked is None:
+        return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name))
+    found = list(dict.fromkeys(_readings(name, shape, size, asked)))
+    if not found:
+        raise ValueError(_no_maps(name, shape, size))
+    for better in (
+        lambda t: last is None or t.layout.endswith("n") == last,
+        lambda t: prod(t.positions) > 1,
+        lambda t: _exact(t, size),
+        lambda t: len(size) < 2 or t.layout != "bnt",  # tokens come first, but for layers that say otherwise
+        lambda t: facts.prefix is None or t.prefix == facts.prefix,
+        lambda t: all(side % n == 0 for side, n in zip(size, t.positions, strict=False)),  # patches are whole pixels
+    ):
+        found = [target for target in found if better(target)] or found
+    if len(found) > 1:
+        raise ValueError(
+            f"layer {name!r} puts out {shape}, which for an input of {' x '.join(map(str, size))} may be "
+            f"{', or '.join(map(_named, found))}; say which with layout=sc.Layout(...)"
+        )
+    return found[0]
+
+
+def maps_last(root: nn.Module, layer: nn.Module) -> bool | None:
+    """Whether the kind of the last layer in it says that the maps are the last axis, or else of the one before it in `root`."""
+    modules = [unwrap(module) for module in root.modules()]
+    inside = list(unwrap(layer).modules())
+    before = modules[: next((i for i, module in enumerate(modules) if module is inside[0]), 0)]
+    for module in (*reversed(inside), *reversed(before)):
+        if isinstance(module, _LAST | _FIRST):
+            return isinstance(module, _LAST)
+    return None
+
+
+def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str | None, name: str) -> Axes:
+    """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
+
+    The positions have the image's proportions, give or take one row or column. Where both readings or neither do,
+    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels.
+
+    Raises
+    ------
+    ValueError
+        When that does not settle it.
+    """
+    first, last = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
+    if first != last:
+        return "bnhw" if first else "bhwn"
+    if output_fmt in ("NHWC", "NCHW"):
+        return "bhwn" if output_fmt == "NHWC" else "bnhw"
+    if shape[3] > max(shape[1], shape[2]) or (first and last and shape[1] == shape[2] == shape[3]):
+        raise ValueError(
+            f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
+            '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'
+        )
+    return "bnhw"
+
+
+def fits(positions: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    """Whether positions have the proportions of an input, give or take one row or column, and are no more than its own."""
+    smaller = all(n <= side for n, side in zip(positions, size, strict=False))
+    return smaller and (len(size) < 2 or len(positions) < 2 or _proportionate(positions[-2:], size[-2:]))
+
+
+def as_layout(layout: Any) -> Layout | None:
+    """What a caller's `layout` means: None, the order of the axes by name, or a `Layout`.
+
+    Raises
+    ------
+    ValueError
+        For axes that are none of `AXES`.
+    """
+    axes = layout.axes if isinstance(layout, Layout) else layout
+    if axes is not None and axes not in AXES:
+        raise ValueError(
+            f'layout is {axes!r}, expected "bnhw" (maps first), "bhwn" (channels last), "btn" (tokens), "bnt" (signals), '
+            '"bndhw" or "bdhwn" (volumes), or None'
+        )
+    return layout if layout is None or isinstance(layout, Layout) else Layout(layout)
+
+
+def _readings(name: str, shape: tuple[int, ...], size: tuple[int, ...], asked: Layout | None) -> Iterator[TargetLayer]:
+    """Every way to read an output as maps of an input; with `asked`, those that agree with it."""
+    for axes in AXES if asked is None else (asked.axes,):
+        if len(axes) != len(shape):
+            continue
+        if len(axes) > 3:
+            target = _read(name, shape, axes)
+            if asked is not None or (len(axes) == len(size) + 2 and fits(target.positions, size)):
+                yield target
+            continue
+        tokens, maps = (shape[1], shape[2]) if axes == "btn" else (shape[2], shape[1])
+        if asked is not None and asked.positions is not None:
+            prefix = tokens - prod(asked.positions)
+            if prefix in PREFIXES and asked.prefix in (None, prefix):
+                yield TargetLayer(name, axes, maps, asked.positions, prefix)
+            continue
+        for prefix in PREFIXES if asked is None or asked.prefix is None else (asked.prefix,):
+            if prefix == 0 or asked is not None or (len(size) > 1 and axes == "btn"):
+                yield from (TargetLayer(name, axes, maps, grid, prefix) for grid in _grids(tokens - prefix, size))
+
+
+def _read(name: str, shape: tuple[int, ...], axes: Axes) -> TargetLayer:
+    maps, positions = (shape[-1], shape[1:-1]) if axes.endswith("n") else (shape[1], shape[2:])
+    return TargetLayer(name, axes, maps, tuple(positions))
+
+
+def _grids(tokens: int, size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The grids with the input's proportions on which so many tokens lie."""
+    if tokens < 1 or len(size) < 2:
+        yield from [(tokens,)] if 1 <= tokens <= size[0] else []
+        return
+    if len(size) == 3:
+        for d in (d for d in range(1, min(tokens, size[0]) + 1) if tokens % d == 0):
+            yield from ((d, *grid) for grid in _grids(tokens // d, size[1:]))
+        return
+    for h in (h for h in range(1, tokens + 1) if tokens % h == 0 and fits((h, tokens // h), size)):
+        yield h, tokens // h
+
+
+def _proportionate(positions: tuple[int, ...], size: tuple[int, ...]) -> bool:
+    return abs(positions[0] * size[1] - positions[1] * size[0]) < max(size)
+
+
+def _exact(target: TargetLayer, size: tuple[int, ...]) -> bool:
+    if len(size) < 2 or len(target.positions) < 2:
+        return True
+    (h, w), (height, width) = target.positions[-2:], size[-2:]
+    return h * width == w * height
+
+
+def _named(target: TargetLayer) -> str:
+    prefix = f", prefix={target.prefix}" if target.prefix else ""
+    return f'Layout("{target.layout}", positions={target.positions}{prefix})'
+
+
+def _no_maps(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> str:
+    maps = {1: "(b, n, t) or (b, t, n)", 3: "(b, n, d, h, w) or (b, d, h, w, n)"}.get(
+        len(size), "(b, n, h, w) or (b, h, w, n), or tokens (b, t, n) on a grid of the image's proportions"
+    )
+    return f"layer {name!r} puts out a tensor of shape {shape}, expected activation maps {maps}"
+
+
+def _rows(prefix: Tensor, maps: Tensor) -> Tensor:
+    """The prefix of b images for k b rows of maps."""
+    return prefix.repeat(len(maps) // len(prefix), *[1] * (prefix.ndim - 1))

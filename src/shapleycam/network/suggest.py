@@ -1,0 +1,144 @@
+"""Which layer to explain: the one that feeds the last spatial reduction, found by running the network once."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..theory.utility import UTILITIES
+from .cut import CompositeAttention, named_layers
+from .inputs import Given, Inputs, Output, call, logits_of, size_of
+from .layout import Facts, TargetLayer, fits, maps_last, place
+from .twin import twin, unwrap
+
+_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A layer that can be explained, and why it stands where it does in the ranking."""
+
+    layer: TargetLayer
+    why: str
+    gradient: float
+    """Mean magnitude of U' at the layer, over its positions and maps; at 0 every heatmap is blank."""
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.why}"
+
+
+@dataclass
+class _Seen:
+    """What a layer put out in the dry run, as a tensor that the run's graph goes through."""
+
+    name: str
+    module: nn.Module
+    output: Tensor
+
+
+def suggest(module: nn.Module, images: Given, output: Output | None = None, *, first: bool = False) -> list[Suggestion]:
+    """Layers that can be a target, best first; with `first` the best alone.
+
+    One forward pass and one backward pass of the predicted class through the whole network. Layers rank by how late they
+    end, those whose gradient vanishes at the positions behind all others.
+
+    Raises
+    ------
+    ValueError
+        When the network has no layer with maps on which its prediction depends.
+    """
+    module = unwrap(module)
+    seen, logits = _dry_run(module, images, output)
+    placed = [(each, layer) for each in seen if (layer := _placed(each, module, images)) is not None]
+    ranked = _ranked(placed, logits)
+    if not ranked or not ranked[0].gradient:
+        raise ValueError(
+            f"no layer of {type(module).__name__} puts out maps of more than one position on which the prediction depends, so "
+            "there is nothing to explain by position; name one with layer= and say how to read it with layout=sc.Layout(...)"
+        )
+    return ranked[:1] if first else ranked
+
+
+def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[_Seen], Tensor]:
+    """Every tensor that a layer which runs once puts out, in the order in which they end, and the logits."""
+    runs: dict[str, list[_Seen | None]] = {}
+
+    def record(name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(copied: nn.Module, given: Any, put_out: Any) -> Any:
+            known = runs.setdefault(name, [])
+            if not isinstance(put_out, Tensor) or not put_out.is_floating_point() or not put_out.requires_grad:
+                known.append(None)
+                return None
+            known.append(_Seen(name, layer, put_out))
+            return put_out.clone()  # what follows may write into it
+
+        return hook
+
+    cuttable = {n: m for n, m in named_layers(module).items() if not isinstance(m, torch.jit.ScriptModule)}
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(images.device.type, enabled=False),
+        CompositeAttention(),
+    ):
+        network = twin(module, {layer: record(name, layer) for name, layer in cuttable.items()})
+        logits = logits_of(call(network, _tracked(images)), len(images), output)
+    return [each for (each, *more) in runs.values() if each is not None and not more], logits
+
+
+def _tracked(images: Given) -> Given:
+    """Images with a graph, so that a network of frozen parameters has one too."""
+
+    def tracked(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.is_floating_point()) * 1
+
+    return images.map(tracked) if isinstance(images, Inputs) else tracked(images)
+
+
+def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None:
+    shape = tuple(seen.output.shape)
+    if shape[0] == len(images):
+        with suppress(ValueError):
+            layer = place(seen.name, shape, size_of(images), Facts.of(module), maps_last(module, seen.module))
+            return layer if prod(layer.positions) > 1 and fits(layer.positions, size_of(images)) else None
+    return None
+
+
+def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Suggestion]:
+    if not placed or not logits.requires_grad:
+        return []
+    predicted = logits.detach().argmax(1)
+    utility = UTILITIES["rest" if logits.shape[1] > 1 else "pre-softmax"](logits, predicted).sum()
+    with torch.inference_mode(False):
+        slopes = torch.autograd.grad(utility, [seen.output for seen, _ in placed], allow_unused=True)
+    found = [
+        (seen, layer, 0.0 if slope is None else float(layer.maps_of(slope).abs().mean()))
+        for (seen, layer), slope in zip(placed, slopes, strict=True)
+    ]
+    found.reverse()
+    width = next((layer.maps for seen, layer, _ in found if not isinstance(seen.module, nn.Linear)), 0)
+    blind = [layer.name for _, layer, size in found if not size]
+
+    def rank(each: tuple[_Seen, TargetLayer, float]) -> tuple[bool, ...]:
+        seen, layer, size = each
+        # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are, so no Linear.
+        inner = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
+        return not size, inner or layer.maps == 1, isinstance(seen.module, _PASSIVE)
+
+    found.sort(key=rank)
+    return [Suggestion(layer, _why(layer, size, found[0][1], blind), size) for _, layer, size in found]
+
+
+def _why(layer: TargetLayer, size: float, best: TargetLayer, blind: list[str]) -> str:
+    if not size:
+        reads = "a class token alone is read behind it" if layer.prefix else "nothing behind it reads its positions"
+        return f"its gradient is zero at every position: {reads}, so every heatmap is blank"
+    if layer is not best:
+        return "ends earlier, or is of another width than the last maps"
+    if blind:
+        return f"the last layer whose positions the prediction depends on; at {blind[0]}, which ends later, U' is zero"
+    return "feeds the last spatial reduction"

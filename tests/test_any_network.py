@@ -1,0 +1,277 @@
+"""Networks of every kind, explained with no argument but the model: tokens, signals, volumes, many inputs, other outputs."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shapleycam.network.weights import randomise
+from unchecked import library
+
+Inputs, Layout, explain, game, suggest_layers = (
+    library.Inputs, library.Layout, library.explain, library.game, library.suggest_layers,
+)  # fmt: skip
+
+
+def living(network: nn.Module, seed: int = 0) -> nn.Module:
+    randomise(network, seed)
+    return network.eval().double()
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def vit(**options: Any) -> nn.Module:
+    return living(VisionTransformer(32, 8, num_classes=5, embed_dim=12, depth=3, num_heads=3, **options))
+
+
+def by_hand(network: nn.Module, layer: str, x: Tensor, target: int, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """GradCAM and HiResCAM of one image from hooks of our own: (2, *positions); `read` gives (n, *positions)."""
+    kept: list[Tensor] = []
+    handle = network.get_submodule(layer).register_forward_hook(
+        lambda module, given, output: kept.append(output.detach().requires_grad_()) or kept[-1]
+    )
+    y = network(x)[0]
+    handle.remove()
+    (slope,) = torch.autograd.grad(y[target] + y.log_softmax(0)[target], kept[0])
+    maps, slopes = read(kept[0].detach()), read(slope)
+    means = slopes.flatten(1).mean(1).view(-1, *[1] * (maps.ndim - 1))
+    return torch.stack([(means * maps).sum(0), (slopes * maps).sum(0)])
+
+
+@pytest.mark.parametrize(("registers", "distilled"), [(0, False), (3, False), (4, False)])
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_a_vits_patches_are_explained_and_its_prefix_is_left_alone(
+    registers: int, distilled: bool, size: tuple[int, int]
+) -> None:
+    network = vit(reg_tokens=registers, dynamic_img_size=True)
+    x = noise(2, 3, *size)
+    grid, prefix = (size[0] // 8, size[1] // 8), 1 + registers
+    out = explain(network, x, methods=["GradCAM", "HiResCAM"])
+    assert (out.layer.name, out.layer.positions, out.layer.prefix) == ("blocks.2.norm1", grid, prefix)
+    for image, target in enumerate(out.targets.tolist()):
+        wanted = by_hand(
+            network, "blocks.2.norm1", x[image : image + 1], target, lambda t: t[0, prefix:].T.unflatten(1, grid)
+        )
+        for name, each in zip(("GradCAM", "HiResCAM"), wanted, strict=True):
+            torch.testing.assert_close(out.explanations[name][image], each, rtol=1e-9, atol=1e-12)
+    assert out.heatmaps["GradCAM"].shape == (2, *size)
+
+
+def test_hx_of_tokens_is_that_of_the_patches_alone() -> None:
+    network, x = vit(), noise(1, 3, 32, 32)
+    out = explain(network, x, layer="blocks.1", methods="ShapleyCAM-H", targets=2)
+
+    def utility(patches: Tensor) -> Tensor:
+        tokens = torch.cat([prefix, patches], 1)
+        y = network.forward_head(network.norm(network.blocks[2](tokens)))[0]
+        return y[2] + y.log_softmax(0)[2]
+
+    kept: list[Tensor] = []
+    handle = network.blocks[1].register_forward_hook(lambda module, given, output: kept.append(output.detach()))
+    network(x)
+    handle.remove()
+    prefix, patches = kept[0][:, :1], kept[0][:, 1:]
+    step = 1e-4
+    slopes = []
+    for share in (1 + step, 1, 1 - step):
+        at = (share * patches).requires_grad_()
+        slopes.append(torch.autograd.grad(utility(at), at)[0])
+    hx = (slopes[0] - slopes[2]) / (2 * step)
+    wanted = ((slopes[1] - hx / 2) * patches).sum(2).view(1, 4, 4)
+    torch.testing.assert_close(out.explanations["ShapleyCAM-H"], wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_a_game_between_patches_keeps_the_class_token() -> None:
+    network, x = vit(), noise(1, 3, 32, 32)
+    played = game(network, x, layer="blocks.1", target=2, players=2)
+    coalitions = torch.tensor([[True, False, True, False], [False] * 4, [True] * 4])
+    kept = coalitions[:, torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]).flatten()]
+    for row, wanted in zip(kept, played.worth(coalitions), strict=True):
+        handle = network.blocks[1].register_forward_hook(
+            lambda module, given, output, row=row: torch.cat([output[:, :1], output[:, 1:] * row[:, None]], 1)
+        )
+        y = network(x)[0]
+        handle.remove()
+        torch.testing.assert_close(y[2] + y.log_softmax(0)[2], wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_path_values_of_tokens_add_up() -> None:
+    out = explain(vit(), noise(2, 3, 32, 32), methods="AumannCAM-H", nodes=32)
+    assert (out.efficiency_gap["AumannCAM-H"] < 1e-4).all()
+
+
+def test_the_last_block_of_a_vit_has_no_gradient_at_its_patches_and_says_so() -> None:
+    network, x = vit(), noise(1, 3, 32, 32)
+    best, *others = suggest_layers(network, x)
+    assert (best.layer.name, best.why) == (
+        "blocks.2.norm1",
+        "the last layer whose positions the prediction depends on; at norm, which ends later, U' is zero",
+    )
+    blind = {each.layer.name: each for each in others}["blocks.2"]
+    assert blind.gradient == 0
+    assert "a class token alone is read behind it" in blind.why
+    assert explain(network, x, layer="blocks.2", methods="GradCAM").explanations["GradCAM"].abs().max() == 0
+
+
+def test_a_swin_is_explained_at_its_last_norm() -> None:
+    network = living(SwinTransformer(32, 2, num_classes=5, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4))
+    out = explain(network, noise(1, 3, 32, 32), methods=["GradCAM", "HiResCAM"])
+    assert (out.layer.name, out.layer.layout) == ("norm", "bhwn")
+    wanted = by_hand(network, "norm", noise(1, 3, 32, 32), int(out.targets), lambda t: t[0].movedim(-1, 0))
+    torch.testing.assert_close(torch.cat([*out.explanations.values()]), wanted, rtol=1e-9, atol=1e-12)
+
+
+def signals() -> nn.Module:
+    return living(
+        nn.Sequential(
+            nn.Conv1d(2, 8, 5), nn.ReLU(), nn.Conv1d(8, 6, 5, stride=2), nn.GELU(), nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(), nn.Linear(6, 4),
+        )
+    )  # fmt: skip
+
+
+def volumes() -> nn.Module:
+    return living(
+        nn.Sequential(
+            nn.Conv3d(1, 4, 3, stride=2), nn.GELU(), nn.Conv3d(4, 6, 3), nn.GELU(), nn.AdaptiveAvgPool3d(1),
+            nn.Flatten(), nn.Linear(6, 4),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "shape"), [(signals, (2, 2, 40)), (volumes, (2, 1, 12, 16, 14))])
+def test_signals_and_volumes_are_explained_in_their_own_axes(
+    make: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    network, x = make(), noise(*shape)
+    out = explain(network, x, methods=["GradCAM", "HiResCAM"])
+    assert out.layer.name == "3"
+    for image, target in enumerate(out.targets.tolist()):
+        wanted = by_hand(network, "3", x[image : image + 1], target, lambda t: t[0])
+        torch.testing.assert_close(
+            torch.stack([each[image] for each in out.explanations.values()]), wanted, rtol=1e-9, atol=1e-12
+        )
+    h = out.heatmaps["HiResCAM"]
+    coarse = out.explanations["HiResCAM"].relu()
+    mode = "linear" if len(shape) == 3 else "trilinear"
+    smooth = F.interpolate(coarse[:, None], shape[2:], mode=mode)[:, 0]
+    low, high = (reduce(smooth.flatten(1), 1).view(-1, *[1] * (len(shape) - 2)) for reduce in (torch.amin, torch.amax))
+    torch.testing.assert_close(h, (smooth - low) / (high - low), rtol=0, atol=1e-5)
+    played = game(network, x[:1], players=2)
+    assert played.players == 2 ** (len(shape) - 2)
+    found = library.exact(played).values
+    torch.testing.assert_close(found.sum(), played.full - played.empty, rtol=1e-9, atol=1e-9)
+
+
+class Masked(nn.Module):
+    """Two inputs, one of them by keyword, and several outputs."""
+
+    def __init__(self, put_out: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.conv, self.act, self.head = nn.Conv2d(3, 6, 3, 2), nn.GELU(), nn.Linear(6, 4)
+        self.put_out = put_out
+
+    def forward(self, image: Tensor, *, scale: Tensor) -> Any:
+        maps = self.act(self.conv(image))
+        return self.put_out(self.head((maps * scale[:, :, None, None]).mean((2, 3))))
+
+
+OUTPUTS: dict[str, Callable[[Tensor], Any]] = {
+    "a tensor": lambda y: y,
+    "a tuple": lambda y: (y, y.sum()),
+    "a tuple with another tensor first": lambda y: (y.sum(), y),
+    "a dict": lambda y: {"features": y[:, :2], "logits": y},
+    "an object": lambda y: SimpleNamespace(loss=None, logits=y),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_inputs_by_keyword_and_outputs_of_every_kind(name: str) -> None:
+    network, x, scale = living(Masked(OUTPUTS[name])), noise(2, 3, 12, 12), noise(2, 6, seed=2)
+    plain = living(Masked(OUTPUTS["a tensor"]))
+    wanted = torch.stack(
+        [by_hand(_Given(plain, scale[i : i + 1]), "network.act", x[i : i + 1], 1, lambda t: t[0]) for i in range(2)], 1
+    )
+    for given in (Inputs(x, scale=scale), {"image": x, "scale": scale}):
+        out = explain(network, given, methods=["GradCAM", "HiResCAM", "AumannCAM-H"], targets=1)
+        assert out.layer.name == "act"
+        torch.testing.assert_close(out.explanations["GradCAM"], wanted[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(out.explanations["HiResCAM"], wanted[1], rtol=1e-9, atol=1e-12)
+        assert (out.efficiency_gap["AumannCAM-H"] < 1e-6).all()
+        played = game(network, given.__class__(**{"image": x[:1], "scale": scale[:1]}), players=2, target=1)
+        total = library.exact(played).values.sum()
+        torch.testing.assert_close(total, (out.full - out.empty)[0], rtol=1e-9, atol=1e-9)
+
+
+class _Given(nn.Module):
+    def __init__(self, network: nn.Module, scale: Tensor) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x: Tensor) -> Any:
+        return self.network(x, scale=self.scale)
+
+
+def test_output_is_taken_by_a_function_of_the_callers() -> None:
+    network, x = living(Masked(lambda y: {"deep": [y, -y]})), noise(2, 3, 12, 12)
+    given = Inputs(x, scale=torch.ones(2, 6).double())
+    with pytest.raises(
+        TypeError, match=r"the network puts out a dict, expected a tensor of logits .* pass output=function"
+    ):
+        explain(network, given, layer="act")
+    found = explain(
+        network, given, output=lambda out: out["deep"][1], targets=0, utility="pre-softmax", methods="GradCAM"
+    )
+    other = explain(
+        network, given, output=lambda out: out["deep"][0], targets=0, utility="pre-softmax", methods="GradCAM"
+    )
+    torch.testing.assert_close(found.explanations["GradCAM"], -other.explanations["GradCAM"], rtol=1e-9, atol=1e-12)
+
+
+def test_several_layers_give_an_explanation_each_and_their_mean() -> None:
+    network, x = vit(), noise(2, 3, 32, 32)
+    out = explain(network, x, layer=["blocks.0", network.blocks[1]], methods=["GradCAM", "LayerCAM"])
+    assert list(out.layers) == ["blocks.0", "blocks.1"]
+    for name in ("GradCAM", "LayerCAM"):
+        alone = [explain(network, x, layer=layer, methods=name).heatmaps[name] for layer in ("blocks.0", "blocks.1")]
+        assert torch.equal(out.heatmaps[name], torch.stack(alone).mean(0))
+    assert torch.equal(out.targets, out.layers["blocks.0"].targets)
+    with pytest.raises(ValueError, match="layer is an empty list; expected one or more layers"):
+        explain(network, x, layer=[])
+
+
+def test_a_network_without_maps_says_so() -> None:
+    network = living(nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 7), nn.GELU(), nn.Linear(7, 3)))
+    with pytest.raises(ValueError, match=r"no layer of Sequential puts out maps of more than one position .* layer="):
+        explain(network, noise(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("given", ["cat.jpg", None, [1, 2]])
+def test_inputs_that_are_none_are_refused(given: Any) -> None:
+    with pytest.raises(
+        TypeError, match=rf"images is a {type(given).__name__}, expected a tensor \(b, channels, H, W\)"
+    ):
+        explain(signals(), given)
+
+
+def test_inputs_without_a_tensor_are_refused() -> None:
+    with pytest.raises(ValueError, match="the inputs hold no tensor"):
+        Inputs(1, mask=None)
+
+
+def test_a_signal_for_an_image_network_is_refused() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    )
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 8, 8\), expected a batch \(b, channels, H, W\); use images\[None\]"
+    ):
+        explain(network, noise(3, 8, 8))
