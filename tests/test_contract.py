@@ -2,6 +2,7 @@
 
 import gc
 import random
+import resource
 import threading
 import weakref
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _get_current_function_mode_stack
@@ -70,7 +73,34 @@ def attending() -> nn.Module:
     return network.eval()
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {"cnn": (cnn, "conv1"), "attention": (attending, "conv")}
+def drawn(network: nn.Module) -> nn.Module:
+    """Weights so large that what is in front of a cut matters."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.normal_(0 if parameter.ndim > 1 else 1, 0.3, generator=generator)
+    return network.eval()
+
+
+def vit() -> nn.Module:
+    network = VisionTransformer(
+        16, 4, num_classes=5, embed_dim=12, depth=2, num_heads=3, drop_rate=0.5, proj_drop_rate=0.5
+    )
+    return drawn(network)
+
+
+def swin() -> nn.Module:
+    network = SwinTransformer(
+        16, 2, num_classes=5, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4, proj_drop_rate=0.5
+    )
+    return drawn(network)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "cnn": (cnn, "conv1"),
+    "attention": (attending, "conv"),
+    "vit": (vit, "blocks.1.norm1"),
+    "swin": (swin, "layers.1.blocks.0.norm1"),
+}
 
 
 # Everything that a call could leave behind
@@ -495,8 +525,9 @@ def test_compiled_network_that_has_run_gives_the_numbers_of_the_plain_one() -> N
 @pytest.mark.parametrize("name", NETWORKS)
 def test_four_threads_on_one_network_give_the_numbers_of_one_thread(name: str) -> None:
     make, layer = NETWORKS[name]
+    earlier = {"cnn": "conv0", "attention": "conv", "vit": "blocks.0.norm1", "swin": "layers.0.blocks.0.norm1"}[name]
     works = [
-        {"layer": layer if turn % 2 else ("conv0" if name == "cnn" else "conv"), "methods": methods, "utility": utility}
+        {"layer": layer if turn % 2 else earlier, "methods": methods, "utility": utility}
         for turn, (methods, utility) in enumerate(
             [
                 ("all", "rest"),
@@ -535,3 +566,19 @@ def test_four_threads_on_one_network_give_the_numbers_of_one_thread(name: str) -
         for repeat, out in enumerate(outs):
             same(out, wanted[repeat % 4])
     left.check()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_thousand_calls_leave_the_number_of_tensors_and_the_memory_flat(name: str) -> None:
+    make, layer = NETWORKS[name]
+    network, x = make(), images(1)
+    seen = []
+    for call in range(1000):
+        if call % 300 == 99:
+            gc.collect()
+            tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+            seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
+        explain(network, x, layer=layer, methods=["ShapleyCAM", "AumannCAM"], nodes=2).heatmaps["ShapleyCAM"]
+    (first, small), *_, (last, large) = seen
+    assert last == first
+    assert large - small < 20  # MiB at the peak

@@ -226,8 +226,8 @@ def explain(
     seed, keys
         Of RandomCAM's weights; `keys` names the images, without it a checksum of their values does.
     create_graph
-        Whether heatmaps, explanations and logits carry a graph to the parameters and images, so that one can train on them. The
-        whole network then runs with a graph, in eval mode.
+        Whether heatmaps, explanations and logits carry a graph to the parameters and images, so that one can train on them:
+        first order and path. The whole network then runs with a graph, in eval mode.
 
     Raises
     ------
@@ -255,6 +255,11 @@ def explain(
             raise ValueError("layer is an empty list; expected one or more layers, or None")
         return Layered({found.layer.name: found for found in (one(layer=each) for each in layer)})
     rows = resolve_methods(methods)
+    if create_graph and (second := [row.name for row in rows if row.order == "second"]):
+        raise ValueError(
+            f"create_graph=True covers methods of first order and of the path, not {', '.join(second)}: training on HX takes third "
+            "derivatives, which PyTorch gets wrong behind a LayerNorm"
+        )
     named = resolve_utility(utility)
     given = as_inputs(images)
     cut = cut_network(model, layer, layout, given, output)

@@ -71,7 +71,7 @@ def expand(
             slope = _slope(forward, utilities, forward.leaf, create_graph=second or create_graph, again=again)
             gradient, full = _wide(kept(slope)), kept(utilities)
             if second:
-                hvp = _wide(_curvature(slope, forward.leaf, kept(forward.leaf), again, create_graph))
+                hvp = _wide(_curvature(slope, forward.leaf, forward.leaf.detach(), again))
     return Expansion(
         maps=_wide(kept(forward.leaf)),
         gradient=gradient,
@@ -182,12 +182,10 @@ def _slope(forward: Pass, utilities: Tensor, at: Tensor, *, create_graph: bool =
     return slope
 
 
-def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False, create_graph: bool = False) -> Tensor:
+def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False) -> Tensor:
     hvp = None
     if slope.requires_grad:
-        (hvp,) = torch.autograd.grad(
-            slope, at, direction, retain_graph=again or create_graph, create_graph=create_graph, allow_unused=True
-        )
+        (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
     return torch.zeros_like(slope) if hvp is None else hvp
 
 
