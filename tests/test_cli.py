@@ -305,9 +305,11 @@ def test_methods_lists_every_method_with_its_equation(run: Run) -> None:
 
 def test_layers_lists_where_a_network_can_be_cut(run: Run) -> None:
     head, *listed = rows(run("layers", "resnet18"))
-    assert head == "layer maps x positions layout known as"
-    assert listed[0] == "conv1 64 x 112 x 112 bnhw"
-    assert listed.index("layer4.1.conv2 512 x 7 x 7 bnhw conv") < listed.index("layer4.1 512 x 7 x 7 bnhw gap")
+    assert head == "layer maps x positions layout known as why"
+    assert listed[0] == "layer4 512 x 7 x 7 bnhw feeds the last spatial reduction"
+    assert listed[1] == "layer4.1 512 x 7 x 7 bnhw gap ends earlier"
+    assert "layer4.1.conv2 512 x 7 x 7 bnhw conv ends earlier" in listed
+    assert "conv1 64 x 112 x 112 bnhw ends earlier" in listed
     assert not [line for line in listed if line.startswith(("fc", "global_pool"))]
 
 

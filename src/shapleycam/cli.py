@@ -241,25 +241,29 @@ def methods() -> int:
 
 @app.command
 def layers(model: str, *, weights: str | None = "random") -> int:
-    """List the layers of a model that can be a target: name and shape, in the order in which they run.
+    """List the layers of a model that can be a target, best first: name, shape, how they are read, and why they rank so.
 
     Parameters
     ----------
     model
         A name that `shapleycam models` lists, any timm tag, or torchvision/NAME.
     weights
-        As in `explain`; random by default, since they do not matter here.
+        As in `explain`; random by default, since they hardly matter here.
     """
     import torch
 
-    from .network.cut import layers as find_layers
+    from .layered import suggest_layers
     from .network.zoo import load_model
 
     loaded = load_model(model, weights=weights)
     marks = {name: mark for mark, name in loaded.layers.items()}
-    found = find_layers(loaded.module, torch.zeros(1, 3, *loaded.input_size))
-    rows = [(t.name, f"{t.maps} x {t.positions[0]} x {t.positions[1]}", t.layout, marks.get(t.name, "")) for t in found]
-    return _table(("layer", "maps x positions", "layout", "known as"), rows)
+    images = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
+    rows = [
+        (t.name, f"{t.maps} x {' x '.join(map(str, t.positions))}", t.layout, marks.get(t.name, ""), each.why)
+        for each in suggest_layers(loaded, images)
+        for t in (each.layer,)
+    ]
+    return _table(("layer", "maps x positions", "layout", "known as", "why"), rows)
 
 
 _EXTRAS = {"pyarrow": "bench", "jinja2": "bench", "shapiq": "games"}

@@ -594,8 +594,8 @@ def test_passes_on_one_kept_copy_are_those_on_copies_of_their_own() -> None:
     network, x = cnn(), images()
     cut = CutNetwork(network, "3")
     kept = cut.kept()
-    for given in (x, x + 1, x[:1]):
-        wanted, found = cut(given), kept(given)
+    for some in (x, x + 1, x[:1]):
+        wanted, found = cut(some), kept(some)
         assert torch.equal(found.leaf, wanted.leaf)
         assert torch.equal(found.logits, wanted.logits)
     network[3] = nn.Identity()  # a copy that is kept does not see it

@@ -123,22 +123,23 @@ def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Sug
     width = next((layer.maps for seen, layer, _ in found if not isinstance(seen.module, nn.Linear)), 0)
     blind = [layer.name for _, layer, size in found if not size]
 
-    def rank(each: tuple[_Seen, TargetLayer, float]) -> tuple[bool, ...]:
-        seen, layer, size = each
+    def inner(each: tuple[_Seen, TargetLayer, float]) -> bool:
         # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are, so no Linear.
-        inner = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
-        return not size, inner or layer.maps == 1, isinstance(seen.module, _PASSIVE)
+        seen, layer, _ = each
+        inside = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
+        return inside or layer.maps == 1
 
-    found.sort(key=rank)
-    return [Suggestion(layer, _why(layer, size, found[0][1], blind), size) for _, layer, size in found]
+    found.sort(key=lambda each: (not each[2], inner(each), isinstance(each[0].module, _PASSIVE)))
+    best = found[0][1]
+    return [Suggestion(each[1], _why(each[1], each[2], best, blind, inner(each)), each[2]) for each in found]
 
 
-def _why(layer: TargetLayer, size: float, best: TargetLayer, blind: list[str]) -> str:
+def _why(layer: TargetLayer, size: float, best: TargetLayer, blind: list[str], inner: bool) -> str:
     if not size:
         reads = "a class token alone is read behind it" if layer.prefix else "nothing behind it reads its positions"
         return f"its gradient is zero at every position: {reads}, so every heatmap is blank"
     if layer is not best:
-        return "ends earlier, or is of another width than the last maps"
+        return "inside a block: not as wide as the last maps" if inner else "ends earlier"
     if blind:
         return f"the last layer whose positions the prediction depends on; at {blind[0]}, which ends later, U' is zero"
     return "feeds the last spatial reduction"

@@ -1,0 +1,21 @@
+"""What the documentation shows runs: the Python blocks of each page, one after the other, as a reader would type them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if "```python\n" in page.read_text())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    for name in ("cat.jpg", "coffee.jpg"):
+        (tmp_path / name).write_bytes((ROOT / "src" / "shapleycam" / "data" / name).read_bytes())
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
