@@ -206,7 +206,7 @@ def test_inputs_by_keyword_and_outputs_of_every_kind(name: str) -> None:
         torch.testing.assert_close(out.explanations["GradCAM"], wanted[0], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(out.explanations["HiResCAM"], wanted[1], rtol=1e-9, atol=1e-12)
         assert (out.efficiency_gap["AumannCAM-H"] < 1e-6).all()
-        played = game(network, given.__class__(**{"image": x[:1], "scale": scale[:1]}), players=2, target=1)
+        played = game(network, given.__class__(image=x[:1], scale=scale[:1]), players=2, target=1)
         total = library.exact(played).values.sum()
         torch.testing.assert_close(total, (out.full - out.empty)[0], rtol=1e-9, atol=1e-9)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from benchmarks.architectures import NAMES, NO_CLASSIFIER, TIMM, TORCHVISION, row
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"

@@ -298,9 +298,10 @@ def test_models_lists_the_zoo(run: Run) -> None:
 
 def test_methods_lists_every_method_with_its_equation(run: Run) -> None:
     head, *listed = rows(run("methods"))
-    assert head == "method equation order source"
-    assert listed == [f"{m.name} {m.equation} {m.order} {m.source}" for m in sc.METHODS.values()]
-    assert "ShapleyCAM-H Eq. (14) second Cai 2025" in listed
+    assert head == "method equation order source cost"
+    assert [line.split()[0] for line in listed] == [*sc.METHODS, *sc.SEARCHES]
+    assert "ShapleyCAM-H Eq. (14) second Cai 2025 two backward passes over the tail" in listed
+    assert "ScoreCAM Algorithm 1 of its source Wang et al. 2020 n forward passes" in listed
 
 
 def test_layers_lists_where_a_network_can_be_cut(run: Run) -> None:

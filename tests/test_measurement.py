@@ -293,7 +293,7 @@ def test_heatmaps_count_as_equal_up_to_a_millionth(
 
     row = sc.METHODS["GradCAM"]
     again = [type(row)(f"GradCAM {more}", "", "first", "", partial(nearly, more)) for more in apart]
-    for module in ("measurement", "theory.cams"):
+    for module in ("batch", "theory.cams"):
         monkeypatch.setattr(f"shapleycam.{module}.METHODS", {**sc.METHODS, **{each.name: each for each in again}})
     net, x, names = network().double(), images(4).double(), ["GradCAM", *(each.name for each in again)]
     with passing(net[0]) as seen:

@@ -8,9 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .explanation import Explanation, explain
+    from .batch import Explanation
+    from .curves import deletion, insertion
+    from .explanation import explain
     from .faithfulness import Fidelity, Kind, classify, fidelity
     from .image_warnings import ImageWarning
+    from .imputation import road
     from .layered import Layered, suggest_layers
     from .measurement import Measurements, measure
     from .network import outputs
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from .network.zoo import ZOO, Model, load_model
     from .network_game import Game, exact, game, interactions, sampled
     from .render import overlay, sheet
+    from .sanity import Randomisation, randomisation
+    from .searches import SEARCHES
     from .theory import metrics
     from .theory.baselines import BASELINES
     from .theory.cams import METHODS, SETS
@@ -35,7 +40,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "measurement": ("Measurements", "measure"),
     "theory.baselines": ("BASELINES",),
-    "explanation": ("Explanation", "explain"),
+    "batch": ("Explanation",),
+    "curves": ("deletion", "insertion"),
+    "explanation": ("explain",),
+    "imputation": ("road",),
+    "sanity": ("Randomisation", "randomisation"),
+    "searches": ("SEARCHES",),
     "image_warnings": ("ImageWarning",),
     "faithfulness": ("Fidelity", "Kind", "classify", "fidelity"),
     "network_game": ("Game", "exact", "game", "interactions", "sampled"),
@@ -59,6 +69,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "BASELINES",
     "METHODS",
+    "SEARCHES",
     "SETS",
     "UTILITIES",
     "ZOO",
@@ -74,16 +85,19 @@ __all__ = [
     "Model",
     "PictureError",
     "Preprocess",
+    "Randomisation",
     "ShapleyValues",
     "Suggestion",
     "TargetLayer",
     "WeightsError",
     "classify",
     "contrast",
+    "deletion",
     "exact",
     "explain",
     "fidelity",
     "game",
+    "insertion",
     "interactions",
     "layers",
     "load_model",
@@ -91,7 +105,9 @@ __all__ = [
     "metrics",
     "outputs",
     "overlay",
+    "randomisation",
     "read_picture",
+    "road",
     "sampled",
     "sheet",
     "suggest_layers",

@@ -232,11 +232,19 @@ def models() -> int:
 
 @app.command
 def methods() -> int:
-    """List the methods: name, equation, order, source."""
+    """List the methods: name, equation, order, source, and what each costs beside one forward pass."""
+    from .searches import SEARCHES
     from .theory.cams import METHODS
 
-    rows = [(m.name, m.equation, m.order, m.source) for m in METHODS.values()]
-    return _table(("method", "equation", "order", "source"), rows)
+    costs = {
+        "none": "nothing",
+        "first": "a backward pass over the tail",
+        "second": "two backward passes over the tail",
+        "path": "9 passes over the tail, and back",
+    }
+    rows = [(m.name, m.equation, str(m.order), m.source, costs[m.order]) for m in METHODS.values()]
+    more = [(m.name, m.equation, "", m.source, m.cost) for m in SEARCHES.values()]
+    return _table(("method", "equation", "order", "source", "cost"), [*rows, *more])
 
 
 @app.command

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from .explanation import Explanation, expand_images, explain
+from .batch import Explanation, expand_images
+from .explanation import explain
 from .network.arguments import cut_network, resolve_keys, resolve_utility
 from .network.expand import Nodes
 from .network.inputs import Inputs, Output, as_inputs
@@ -181,7 +182,7 @@ def classify(
     forward, classes, expansion = expand_images(
         cut,
         inputs,
-        [row],
+        [row.name],
         targets,
         function,
         resolve_keys(None, inputs),

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .explanation import Explanation, explain
+from .batch import Explanation
+from .explanation import explain
 from .network.pictures import PictureError
 from .network.zoo import Model
 from .render import overlay, sheet

@@ -13,7 +13,7 @@ from .theory.cams import Method, mean
 from .theory.crg import INGREDIENTS, Expansion, Order
 
 if TYPE_CHECKING:
-    from .explanation import Explanation
+    from .batch import Explanation
 
 GAP = 0.05
 """An efficiency gap of the path row above which its nodes count as too few."""

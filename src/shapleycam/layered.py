@@ -15,7 +15,7 @@ from .network.zoo import Model
 from .theory.axes import Heatmaps, Logits, Targets
 
 if TYPE_CHECKING:
-    from .explanation import Explanation
+    from .batch import Explanation
 
 
 @dataclass(frozen=True)

@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .explanation import Explanation, expand_images, explained
+from .batch import Explanation, expand_images, explained, explanations_of, ingredients_of
 from .network.arguments import cut_network, opposite, resolve_keys, resolve_utility
 from .network.cut import CutNetwork
 from .network.expand import expand
 from .network.inputs import Output
 from .network.layout import Axes, Layout
 from .network.zoo import Model
+from .searches import SEARCHES
 from .theory import metrics
 from .theory.agreement import pearson
 from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
 from .theory.baselines import BASELINES
-from .theory.cams import METHODS, SETS, Method, explanation, nearest
-from .theory.crg import INGREDIENTS
+from .theory.cams import resolve_names
 from .theory.heatmap import heatmap, rescale
 from .theory.utility import Utility, post_softmax
 
@@ -95,7 +95,8 @@ def measure(
 ) -> Measurements:
     """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
 
-    Parameters are those of `explain`; `methods` may also name baselines, "FakeCAM" and "Gaussian".
+    Parameters are those of `explain`; `methods` may also name baselines, "FakeCAM" and "Gaussian". What is in `SEARCHES` costs
+    its own passes three times: on the image, for the other class, and on the explanation map.
 
     Parameters
     ----------
@@ -119,14 +120,14 @@ def measure(
     >>> found.methods, found.kept.shape
     (('GradCAM', 'FakeCAM'), torch.Size([1, 2]))
     """
-    names = _names(methods)
+    names = resolve_names(methods, (*SEARCHES, *BASELINES))
     behind = background(model, masking)
-    rows = [METHODS[name] for name in names if name in METHODS]
+    maps = [name for name in names if name not in BASELINES]
     cut = cut_network(model, layer, layout, images, output)
     named = resolve_utility(utility)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
-    out, discrimination = _explained_twice(model, cut, images, rows, targets, named, keyed, seed)
+    out, discrimination = _explained_twice(model, cut, images, maps, targets, named, keyed, seed)
     measured = _Measured(names, images, behind, cut.kept(), infer or cut.inference(), named[1], keyed, seed, out)
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
@@ -143,23 +144,25 @@ def _explained_twice(
     model: Model | nn.Module,
     cut: CutNetwork,
     images: Images,
-    rows: Sequence[Method],
+    names: Sequence[str],
     targets: int | str | Sequence[int] | Tensor | None,
     utility: tuple[str, Utility],
     keys: Callable[[], Tensor],
     seed: int,
 ) -> tuple[Explanation, dict[str, Utilities]]:
     """The explanation, and for each method how alike its maps for the class explained and the least likely one are."""
-    forward, classes, expansion = expand_images(cut, images, rows, targets, utility[1], keys, seed, again=True)
-    ingredients = frozenset[str]().union(*(INGREDIENTS[row.order] for row in rows))
+    forward, classes, expansion = expand_images(cut, images, names, targets, utility[1], keys, seed, again=True)
+    given = cut, images, names, utility[1], keys, seed, forward
 
     def noise() -> Maps:
         assert expansion.noise is not None
         return expansion.noise
 
-    other = expand(forward, opposite(forward.logits.detach(), classes), utility[1], ingredients, noise)
-    out = explained(model, cut, images, rows, utility, forward, classes, expansion)
-    pairs = {row.name: (out.explanations[row.name], explanation(row, other)) for row in rows}
+    explanations = explanations_of(*given, classes, expansion)
+    other = opposite(forward.logits.detach(), classes)
+    unlike = explanations_of(*given, other, expand(forward, other, utility[1], ingredients_of(names), noise))
+    out = explained(model, cut, images, explanations, utility, forward, classes, expansion)
+    pairs = {name: (explanations[name], unlike[name]) for name in names}
     return out, {
         name: pearson(*(each.relu().flatten(1) for each in pair)).nan_to_num(0) for name, pair in pairs.items()
     }
@@ -210,7 +213,7 @@ class _Measured:
 
     def __call__(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "4 k"]:
         """kept, deleted, coherency and complexity of the heatmaps of method `which[i]` on image `place[i]`."""
-        maps = self._each_by_its_method(which, lambda row: self.out.explanations[row.name][place])
+        maps = self._each_by_its_method(which, lambda name: self.out.explanations[name][place])
         whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
         kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
@@ -221,14 +224,14 @@ class _Measured:
         self, kept: Images, targets: Targets, which: Tensor, place: Tensor
     ) -> tuple[Utilities, Heatmaps]:
         """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
-        rows = [METHODS[self.names[i]] for i in which.unique().tolist() if self.names[i] in METHODS]
-        forward, _, expansion = expand_images(
-            self.cut, kept, rows, targets, self.utility, lambda: self.keys()[place], self.seed, stream=1
-        )
-        again = self._each_by_its_method(which, lambda row: explanation(row, expansion))
+        names = [name for i in which.unique().tolist() if (name := self.names[i]) not in BASELINES]
+        keys, utility = (lambda: self.keys()[place]), self.utility
+        forward, _, expansion = expand_images(self.cut, kept, names, targets, utility, keys, self.seed, stream=1)
+        found = explanations_of(self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion)
+        again = self._each_by_its_method(which, found.__getitem__)
         return probability(forward.logits.detach(), targets), again
 
-    def _each_by_its_method(self, which: Tensor, explain: Callable[[Method], Tensor]) -> Heatmaps:
+    def _each_by_its_method(self, which: Tensor, explain: Callable[[str], Tensor]) -> Heatmaps:
         """Heatmaps of k pairs in the order of their methods, each by its own; a baseline's is always the same."""
         parts: list[Tensor] = []
         for i, count in zip(*(each.tolist() for each in which.unique_consecutive(return_counts=True)), strict=True):
@@ -237,25 +240,13 @@ class _Measured:
                 baseline = BASELINES[name](*self.size).to(which.device, _wide(self.images.dtype))
                 parts.append(baseline.expand(count, -1, -1))
             else:
-                parts.append(heatmap(explain(METHODS[name])[start : start + count], self.size))
+                parts.append(heatmap(explain(name)[start : start + count], self.size))
         return torch.cat(parts)
-
-
-def _names(methods: str | Iterable[str]) -> tuple[str, ...]:
-    """Names of methods and baselines for a name, a set or a list of both: in order, each once."""
-    known = (*SETS, *METHODS, *BASELINES)
-    given = [methods] if isinstance(methods, str) else list(methods)
-    if not given:
-        raise ValueError(f"no method was given; name one or more of {', '.join(known)}")
-    for name in given:
-        if name not in known:
-            raise ValueError(f"unknown method {name!r}; {nearest(name, known)}")
-    return tuple(dict.fromkeys(name for each in given for name in SETS.get(each, (each,))))
 
 
 def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, int]) -> Int64[Tensor, "m b"]:
     """For each method and image the first method in the list with the same heatmap there."""
-    methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in METHODS]
+    methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
     first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
     for (earlier, one), (later, other) in combinations(methods, 2):
         # Heatmaps are a thousand times as large as explanation maps, so they are compared only where the latter are close.

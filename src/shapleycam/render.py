@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .explanation import Explanation
+from .batch import Explanation
 from .network.pictures import Picture, read_picture
 
 COLOURS = "inferno"

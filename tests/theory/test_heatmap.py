@@ -130,12 +130,11 @@ def test_transposed_explanation_gives_the_transposed_heatmap(size):
     torch.testing.assert_close(heatmap(e.mT.contiguous(), size[::-1]), heatmap(e, size).mT, rtol=0, atol=1e-12)
 
 
-def test_rescale_treats_every_map_by_itself_under_any_number_of_axes():
-    maps = explanations(0, 2, 3, 4, 5)
-    for image in range(2):
-        for method in range(3):
-            wanted = torch.tensor(stretched(maps[image, method].tolist()), dtype=torch.float64)
-            torch.testing.assert_close(rescale(maps)[image, method], wanted, rtol=0, atol=1e-15)
+def test_rescale_treats_every_map_by_itself():
+    maps = explanations(0, 3, 4, 5)
+    for image in range(3):
+        wanted = torch.tensor(stretched(maps[image].tolist()), dtype=torch.float64)
+        torch.testing.assert_close(rescale(maps)[image], wanted, rtol=0, atol=1e-15)
 
 
 def test_heatmap_does_not_write_into_the_explanation():

@@ -1,4 +1,4 @@
-"""The four utilities against sums written out, and what tells them apart."""
+"""The utilities against sums written out, and what tells them apart."""
 
 from math import exp, log
 
@@ -17,12 +17,23 @@ def softmax(z: list[float]) -> list[float]:
     return [exp(value) / sum(exp(other) for other in z) for value in z]
 
 
+def of_side(y: float, s: int) -> float:
+    return s * y + log(1 / (1 + exp(-s * y)))
+
+
+def slope_of_side(y: float, s: int) -> float:
+    return s + s * (1 - 1 / (1 + exp(-s * y)))
+
+
 # Of one image's logits z and its target c.
 ORACLES = {
     "pre-softmax": lambda z, c: z[c],
     "post-softmax": lambda z, c: softmax(z)[c],
     "log-softmax": lambda z, c: log(softmax(z)[c]),
     "rest": lambda z, c: z[c] + log(softmax(z)[c]),
+    "rest-sigmoid": lambda z, c: of_side(z[c], 1 if z[c] > 0 else -1),
+    "rest-sigmoid-positive": lambda z, c: of_side(z[c], 1),
+    "rest-sigmoid-negative": lambda z, c: of_side(z[c], -1),
 }
 
 # Their derivatives with respect to the logit z_k.
@@ -31,6 +42,9 @@ SLOPES = {
     "post-softmax": lambda z, c, k: softmax(z)[c] * ((k == c) - softmax(z)[k]),
     "log-softmax": lambda z, c, k: (k == c) - softmax(z)[k],
     "rest": lambda z, c, k: 2 * (k == c) - softmax(z)[k],
+    "rest-sigmoid": lambda z, c, k: (k == c) * slope_of_side(z[c], 1 if z[c] > 0 else -1),
+    "rest-sigmoid-positive": lambda z, c, k: (k == c) * slope_of_side(z[c], 1),
+    "rest-sigmoid-negative": lambda z, c, k: (k == c) * slope_of_side(z[c], -1),
 }
 
 
@@ -85,7 +99,9 @@ def test_rest_has_a_slope_where_the_softmax_is_saturated():
 def test_utility_stays_finite_where_exponentials_overflow(name):
     got = UTILITIES[name](torch.tensor([[1e4, 0.0], [0.0, 1e4]]), torch.tensor([0, 0]))
     wanted = {"pre-softmax": [1e4, 0], "post-softmax": [1, 0], "log-softmax": [0, -1e4], "rest": [1e4, -1e4]}
-    assert got.tolist() == wanted[name]
+    half = log(0.5)
+    wanted |= {"rest-sigmoid": [1e4, half], "rest-sigmoid-positive": [1e4, half], "rest-sigmoid-negative": [-2e4, half]}
+    assert got.tolist() == pytest.approx(wanted[name], rel=1e-6)
 
 
 def test_misspelt_utility_is_refused_with_the_nearest_name():

@@ -5,14 +5,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ..measurement import measure
 from ..network.arguments import resolve_utility
+from ..searches import SEARCHES
 from ..theory.baselines import BASELINES
-from ..theory.cams import resolve_methods
+from ..theory.cams import resolve_names
 from . import store
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
@@ -95,8 +96,7 @@ def plan(source: Path, run: Path, configuration: Configuration, machine: Machine
 
 def _method_names(configuration: Configuration) -> tuple[str, ...]:
     given = [*configuration.methods, *(BASELINES if configuration.baselines else ())]
-    names = ([each] if each in BASELINES else [row.name for row in resolve_methods(each)] for each in given)
-    return tuple(dict.fromkeys(chain.from_iterable(names)))
+    return resolve_names(given, (*SEARCHES, *BASELINES))
 
 
 def _refuse_foreign(run: Path) -> None:

@@ -44,7 +44,7 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
 
-def batched(model: Model | nn.Module, image: Given) -> Given:
+def batched(model: Model | nn.Module, image: Tensor | Inputs) -> Tensor | Inputs:
     """One image (channels, H, W) as a batch of one; anything else as it is."""
     alone = isinstance(image, Tensor) and isinstance(model, Model | nn.Module) and image.ndim + 1 in _axes(model)
     return image[None] if isinstance(image, Tensor) and alone and image.ndim not in _axes(model) else image

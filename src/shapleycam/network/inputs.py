@@ -88,7 +88,7 @@ Given = Images | Inputs
 """Images, or all that a network is given."""
 
 
-def as_inputs(given: Any) -> Given:
+def as_inputs(given: Any) -> Tensor | Inputs:
     """A tensor as it is, `Inputs` for a tuple (positional arguments) or a mapping (keyword arguments)."""
     if isinstance(given, Tensor | Inputs):
         return given

@@ -124,7 +124,7 @@ def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Sug
     blind = [layer.name for _, layer, size in found if not size]
 
     def inner(each: tuple[_Seen, TargetLayer, float]) -> bool:
-        # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are, so no Linear.
+        # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are: no Linear.
         seen, layer, _ = each
         inside = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
         return inside or layer.maps == 1

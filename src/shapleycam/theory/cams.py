@@ -105,14 +105,26 @@ def resolve_methods(methods: str | Iterable[str]) -> tuple[Method, ...]:
     ValueError
         For an unknown name, with the nearest names; for an empty list.
     """
-    names = [methods] if isinstance(methods, str) else list(methods)
-    wanted = list(dict.fromkeys(name for given in names for name in SETS.get(given, (given,))))
-    if not wanted:
-        raise ValueError("no method was given; name one or more of " + ", ".join((*SETS, *METHODS)))
-    for name in wanted:
-        if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}; {nearest(name, (*SETS, *METHODS))}")
-    return tuple(METHODS[name] for name in wanted)
+    return tuple(METHODS[name] for name in resolve_names(methods))
+
+
+def resolve_names(methods: str | Iterable[str], others: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in a name, a set or a list of both: in order, each once; `others` are known beside the table's rows.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the nearest names; for an empty list.
+    """
+    given = [methods] if isinstance(methods, str) else list(methods)
+    names = tuple(dict.fromkeys(name for each in given for name in SETS.get(each, (each,))))
+    known = (*SETS, *METHODS, *others)
+    if not names:
+        raise ValueError("no method was given; name one or more of " + ", ".join(known))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown method {name!r}; {nearest(name, known)}")
+    return names
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

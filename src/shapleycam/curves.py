@@ -1,0 +1,153 @@
+"""`insertion` and `deletion`: the target's probability as pixels are shown or taken away, the most relevant first.
+
+Petsiuk et al. 2018 (RISE, arXiv:1806.07421). Only the order of a heatmap's pixels counts; equal ones go row by row.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from .measurement import probability
+from .network.arguments import check_images, resolve_targets
+from .network.inputs import logits_of
+from .network.twin import twin, unwrap
+from .network.zoo import Model
+from .theory.axes import Heatmaps, Images, Targets, Utilities
+
+ROOM = 2**22
+"""Numbers of images that a network is given at a time."""
+Curve = Float[Tensor, "b points"]
+Infer = Callable[[Tensor], Tensor]
+
+
+def insertion(
+    model: Model | nn.Module,
+    images: Images,
+    heatmaps: Heatmaps,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    *,
+    steps: int = 100,
+) -> Utilities:
+    """Area under the target's probability while a blurred image turns sharp, (b,) in [0, 1]; higher is better.
+
+    Costs steps + 2 forward passes. The blur is that of the authors' code, 11 x 11 pixels.
+
+    Parameters
+    ----------
+    images, targets
+        As in `explain`.
+    heatmaps
+        Of any method and origin, (b, H, W).
+    steps
+        How many equal parts of the pixels are shown one after the other; 224 is the authors' choice for 224 x 224 pixels.
+
+    Raises
+    ------
+    ValueError
+        When heatmaps do not lie on the images, for less than one step or more than there are pixels, and as `explain`.
+
+    Examples
+    --------
+    >>> import torch, shapleycam as sc
+    >>> model, images = sc.load_model("resnet18", weights="random"), torch.rand(2, 3, 64, 64)
+    >>> out = sc.explain(model, images, methods="GradCAM")
+    >>> sc.insertion(model, images, out.heatmaps["GradCAM"], out.targets, steps=4).shape
+    torch.Size([2])
+    """
+    infer, images, classes = checked(model, images, heatmaps, targets)
+    return area(exchange(infer, blurred(images), images, heatmaps, classes, steps))
+
+
+def deletion(
+    model: Model | nn.Module,
+    images: Images,
+    heatmaps: Heatmaps,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    *,
+    steps: int = 100,
+) -> Utilities:
+    """Area under the target's probability while the image's pixels turn to zero, (b,) in [0, 1]; lower is better.
+
+    Zero is the mean colour, for images are normalised. Parameters, cost and errors are those of `insertion`.
+    """
+    infer, images, classes = checked(model, images, heatmaps, targets)
+    return area(exchange(infer, images, torch.zeros_like(images), heatmaps, classes, steps))
+
+
+def area(curve: Curve) -> Utilities:
+    """Area under a curve of equally spaced points over [0, 1], by trapezoids."""
+    return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
+
+
+def exchange(infer: Infer, before: Images, after: Images, heatmaps: Heatmaps, targets: Targets, steps: int) -> Curve:
+    """The targets' probabilities while `before` turns into `after`, the hottest pixels first, as many at each of the steps."""
+    pixels = heatmaps[0].numel()
+    if not 1 <= steps <= pixels:
+        raise ValueError(f"steps is {steps}, expected 1 to {pixels}, the number of pixels")
+    hottest = ranked(heatmaps)
+    changed = torch.linspace(0, pixels, steps + 1, dtype=torch.float64, device=hottest.device).round().long()
+
+    def version(image: Tensor, step: Tensor) -> Images:
+        return torch.where((hottest[image] < changed[step, None, None])[:, None], after[image], before[image])
+
+    return probabilities(infer, version, targets, steps + 1, before[0].numel())
+
+
+def probabilities(
+    infer: Infer, version: Callable[[Tensor, Tensor], Images], targets: Targets, versions: int, size: int
+) -> Curve:
+    """The targets' probabilities on `versions` versions of each image, whose `size` numbers bound how many are made at a time."""
+    pairs = torch.arange(len(targets) * versions, device=targets.device).split(max(1, ROOM // size))
+    found = [
+        probability(infer(version(some // versions, some % versions)), targets[some // versions]) for some in pairs
+    ]
+    return torch.cat(found).view(len(targets), versions)
+
+
+def ranked(heatmaps: Heatmaps) -> Int64[Tensor, "b H W"]:
+    """Each pixel's place, from 0 for the hottest; equal ones follow each other row by row."""
+    places = heatmaps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    ranks: Tensor = places.argsort(1).view(heatmaps.shape)
+    return ranks
+
+
+def blurred(images: Images) -> Images:
+    """Images under the blur of the authors' code: a Gaussian of deviation 5, folded into 11 pixels a side; zero around them."""
+    reach = torch.arange(-20, 21, dtype=torch.float64)
+    bell = (-(reach**2) / 50).exp()
+    place = (torch.arange(11)[:, None] + reach.long()) % 22  # beyond the edge it comes back, as in a mirror
+    kernel = ((place == 5) | (place == 16)).double() @ (bell / bell.sum())
+    flat = images.flatten(0, 1)[:, None]
+    for side in (kernel[:, None], kernel):
+        weight = side.to(images).view(1, 1, *(side.shape if side.ndim == 2 else (1, 11)))
+        flat = conv2d(flat, weight, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    return flat[:, 0].view(images.shape)
+
+
+def checked(
+    model: Model | nn.Module, images: Images, heatmaps: Heatmaps, targets: int | str | Sequence[int] | Tensor | None
+) -> tuple[Infer, Images, Targets]:
+    """What gives a model's logits, its images without a graph, and the class of each."""
+    check_images(model, images)
+    if heatmaps.shape != (len(images), *images.shape[2:]):
+        raise ValueError(
+            f"heatmaps have shape {tuple(heatmaps.shape)}, expected one on each image, "
+            f"{(len(images), *images.shape[2:])}; what sc.explain gives in out.heatmaps[method] fits"
+        )
+    infer = inference(model)
+    return infer, images.detach(), resolve_targets(targets, infer(images.detach()))
+
+
+def inference(model: Model | nn.Module) -> Infer:
+    """What gives logits (b, c) of images without a graph, in eval mode, autocast off; the model is left as it was."""
+    with torch.inference_mode(False):
+        network = twin(unwrap(model.module if isinstance(model, Model) else model), {})
+
+    def infer(images: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return logits_of(network(images), len(images))
+
+    return infer

@@ -1,0 +1,130 @@
+"""What methods that play with the network may use: one pass of it, its tail to replay, and the network itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .network.cut import CutNetwork, Pass
+from .network.expand import worth
+from .network.inputs import Given, call, logits_of
+from .network.tail import Tail
+from .network.twin import twin
+from .theory.axes import Images, Logits, Maps, Targets, Utilities
+from .theory.draws import checksums
+from .theory.utility import Utility
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Network = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], object]
+"""Told now and then how much is done, of how much."""
+
+
+@dataclass(frozen=True)
+class Playground:
+    """A network at rest in front of b images; `play_with` makes one."""
+
+    forward: Pass
+    """One pass of the images, with its tail."""
+    given: Given
+    """The images, with whatever else the network is given."""
+    targets: Targets
+    utility: Utility
+    infer: Network
+    """Logits (k, c) of k images, without a graph."""
+    network: Network
+    """The same with a graph."""
+    keys: Callable[[], Tensor]
+    """What names the images, (b,) int64, so that random numbers hang on neither the batch nor its order."""
+    seed: int = 0
+    room: int = 2**21
+    """Numbers of images or maps that are handed to the network at a time: bounds memory."""
+    progress: Progress | None = None
+
+    @property
+    def images(self) -> Images:
+        """What can be masked and moved along.
+
+        Raises
+        ------
+        ValueError
+            When the network is given more than images.
+        """
+        if not isinstance(self.given, Tensor):
+            raise ValueError(
+                "the method changes the images, expected a tensor of them, got several inputs; wrap the network in a module that "
+                "takes images only, or use a method that asks the tail, such as AblationCAM"
+            )
+        return self.given
+
+    @property
+    def maps(self) -> Maps:
+        """A, in the network's own precision."""
+        return self.forward.maps(self.forward.leaf.detach())
+
+    @property
+    def tail(self) -> Tail:
+        if self.forward.tail is None:
+            raise ValueError("the pass has no tail; ask for it with replay=True")
+        return self.forward.tail
+
+    @property
+    def full(self) -> Utilities:
+        """U(A) of each image, (b,)."""
+        return self.worth(self.forward.logits.detach(), self.targets)
+
+    def worth(self, logits: Logits, targets: Targets) -> Utilities:
+        """U of each row of logits, in float32 or wider."""
+        return worth(logits, targets, self.utility)
+
+    def parts(self, count: int, each: int) -> Iterator[range]:
+        """`count` things of `each` numbers, as many at a time as there is room for; progress is told of every part."""
+        size = max(1, self.room // each)
+        for start in range(0, count, size):
+            stop = min(start + size, count)
+            yield range(start, stop)
+            if self.progress is not None:
+                self.progress(stop, count)
+
+
+def undisturbed(
+    explain: Callable[Concatenate[Playground, P], R],
+) -> Callable[Concatenate[Playground, P], R]:
+    """The same whatever surrounds the call: without a graph, outside inference mode, without autocast."""
+
+    @wraps(explain)
+    def called(play: Playground, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        autocast = torch.autocast(play.forward.leaf.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), autocast:
+            return explain(play, *args, **kwargs)
+
+    return called
+
+
+def play_with(
+    cut: CutNetwork,
+    forward: Pass,
+    images: Given,
+    targets: Targets,
+    utility: Utility,
+    *,
+    keys: Callable[[], Tensor] | None = None,
+    seed: int = 0,
+    room: int = 2**21,
+    progress: Progress | None = None,
+) -> Playground:
+    """A playground on private copies of a cut network; without `keys`, checksums of the images name them."""
+    with torch.inference_mode(False):
+        copy = twin(cut.module, {})
+        targets = targets.clone()  # one made in inference mode could not be saved for a backward pass
+
+    def network(some: Tensor) -> Logits:
+        with torch.autocast(some.device.type, enabled=False):
+            return logits_of(call(copy, some), len(some), cut.output)
+
+    named = keys or (lambda: checksums(images if isinstance(images, Tensor) else images.images))
+    return Playground(forward, images.detach(), targets, utility, cut.inference(), network, named, seed, room, progress)

@@ -1,0 +1,124 @@
+"""`randomisation`: do heatmaps change when the network forgets what it learned? The check of Adebayo et al. 2018."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .explanation import explain
+from .network.cut import CutNetwork
+from .network.layout import Axes, Layout
+from .network.twin import twin, unwrap
+from .network.weights import randomise
+from .network.zoo import Model
+from .theory.agreement import spearman
+from .theory.axes import Images
+from .theory.utility import Utility
+
+
+@dataclass(frozen=True)
+class Randomisation:
+    """What `randomisation` found for b images and k layers."""
+
+    layers: tuple[str, ...]
+    """In the order in which they were drawn anew, each on top of those before it; the last one first."""
+    correlations: Mapping[str, Float[Tensor, "b k"]]
+    """For each method Spearman's rank correlation of the trained network's heatmap and that of the network whose first
+    1, ..., k of `layers` are random, in [-1, 1]; NaN where either is constant. What explains the learned falls to 0."""
+
+
+def randomisation(
+    model: Model | nn.Module,
+    images: Images,
+    *,
+    methods: str | Iterable[str] = "ShapleyCAM",
+    layer: str | nn.Module | None = None,
+    layout: Axes | Layout | None = None,
+    targets: int | str | Sequence[int] | Tensor | None = None,
+    utility: str | Utility = "rest",
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+    draw: Callable[[nn.Module, int], None] = randomise,
+) -> Randomisation:
+    """How much of the heatmaps outlasts the weights that are drawn anew, from the last layer down to the first.
+
+    Costs one explanation a layer, and a second copy of the weights; the model itself is not touched. The classes explained are
+    those of the trained network throughout.
+
+    Parameters
+    ----------
+    model, images, methods, layer, layout, targets, utility
+        As in `explain`.
+    layers
+        Names of submodules to draw anew, one after the other, each with all that is in it: ("fc", "layer4", "layer3"). None takes
+        all that hold weights and ran, from the last down.
+    seed, draw
+        `draw(layer, seed)` gives a layer new weights in place; as `load_model(..., weights="random")` does unless told otherwise.
+
+    Raises
+    ------
+    ValueError
+        For a name that is no layer, and as `explain`.
+
+    Examples
+    --------
+    >>> import torch, shapleycam as sc
+    >>> model = sc.load_model("resnet18", weights="random")
+    >>> sc.randomisation(model, torch.rand(1, 3, 64, 64), layers=["fc", "layer4"]).correlations["ShapleyCAM"].shape
+    torch.Size([1, 2])
+    """
+    wanted = [methods] if isinstance(methods, str) else list(methods)
+    trained = explain(model, images, methods=wanted, layer=layer, layout=layout, targets=targets, utility=utility)
+    place, reading, classes = trained.layer.name, trained.layer.as_layout, trained.targets
+    module = unwrap(model.module if isinstance(model, Model) else model)
+    names = list(layers) if layers is not None else weighted(module, images)
+    found: dict[str, list[Tensor]] = {name: [] for name in trained.heatmaps}
+    for forgetful in cascade(module, names, draw, seed):
+        some = replace(model, module=forgetful) if isinstance(model, Model) else forgetful
+        out = explain(some, images, methods=wanted, layer=place, layout=reading, targets=classes, utility=utility)
+        for name, rows in found.items():
+            rows.append(spearman(out.heatmaps[name].flatten(1), trained.heatmaps[name].flatten(1)))
+    return Randomisation(tuple(names), {name: torch.stack(rows, 1) for name, rows in found.items()})
+
+
+def cascade(
+    module: nn.Module, names: Sequence[str], draw: Callable[[nn.Module, int], None] = randomise, seed: int = 0
+) -> Iterator[nn.Module]:
+    """One copy of a network, in which after each step one more of the named layers has new weights.
+
+    Raises
+    ------
+    ValueError
+        For a name that is no layer.
+    """
+    targets = [CutNetwork(module, name).name for name in names]
+    with torch.inference_mode(False), torch.no_grad():
+        forgetful = deepcopy(module)
+    for place, name in enumerate(targets):
+        draw(forgetful.get_submodule(name), seed + place)
+        yield forgetful
+
+
+def weighted(module: nn.Module, images: Images) -> list[str]:
+    """Names of the modules that hold weights of their own, the one that ends last first; those that do not run are left out."""
+    ended: dict[str, None] = {}
+
+    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            ended.pop(name, None)
+            ended[name] = None
+
+        return hook
+
+    holders = {
+        each: record(name)
+        for name, each in module.named_modules()
+        if name and next(each.parameters(False), None) is not None
+    }
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        twin(module, holders)(images[:1].clone())
+    return list(reversed(ended))

@@ -1,0 +1,218 @@
+"""Integrated Gradients, RISE and KernelSHAP against captum, shapiq and slow loops; what they cost and refuse."""
+
+from collections.abc import Callable
+from itertools import product
+from math import comb
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from torch import Tensor, nn
+
+from playing import images, network, play
+from shapleycam.references import Superpixels, integrated_gradients, kernel_shap, masks_of, rise
+from shapleycam.theory.draws import checksums, uniform
+from shapleycam.theory.utility import UTILITIES
+
+TARGETS = [4, 0, 1]
+
+
+def worth(net: nn.Module, image: Tensor, target: int, utility: str) -> float:
+    return float(UTILITIES[utility](net(image[None]), torch.tensor([target])).detach())
+
+
+# Integrated Gradients
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.GELU])
+@pytest.mark.parametrize("given", [False, True])
+def test_integrated_gradients_are_captums(given: bool, act: Callable[[], nn.Module]) -> None:
+    net, x = network(act).double(), images().double()
+    baseline = 0.3 * images(seed=2).double() if given else torch.zeros_like(x)
+    expected = IntegratedGradients(net).attribute(
+        x, baseline, target=torch.tensor(TARGETS), n_steps=20, method="gausslegendre"
+    )
+    ground = play(net, "4", x, TARGETS, room=3 * 5 * x[0].numel())
+    found = integrated_gradients(ground, nodes=20, baseline=baseline if given else None)
+    torch.testing.assert_close(found, expected.sum(1))
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("utility", ["rest", "post-softmax"])
+def test_integrated_gradients_add_up(utility: str) -> None:
+    net, x = network(nn.GELU).double(), images().double()
+    found = integrated_gradients(play(net, "4", x, TARGETS, utility))
+    for j, target in enumerate(TARGETS):
+        earned = worth(net, x[j], target, utility) - worth(net, 0 * x[j], target, utility)
+        assert float(found[j].sum()) == pytest.approx(earned, rel=1e-6)
+
+
+# RISE
+
+
+def slow_mask(cells: list[list[float]], size: tuple[int, int], move: tuple[float, float]) -> Tensor:
+    """A grid of cells enlarged pixel by pixel, from centre to centre, and cut out `move` of a cell further on."""
+    g, (h, w) = len(cells), size
+    cell = (-(-h // g), -(-w // g))
+    mask = torch.zeros(h, w).double()
+    for i, j in product(range(h), range(w)):
+        value, at = 0.0, []
+        for place, side, moved in ((i, cell[0], move[0]), (j, cell[1], move[1])):
+            # (g + 1) cells' pixels lie on g cells, half a pixel from the edge
+            spot = (place + int(moved * side) + 0.5) * g / ((g + 1) * side) - 0.5
+            spot = min(max(spot, 0), g - 1)
+            low = min(int(spot), g - 1)
+            at.append(((low, 1 - (spot - low)), (min(low + 1, g - 1), spot - low)))
+        for (row, a), (column, b) in product(*at):
+            value += a * b * cells[row][column]
+        mask[i, j] = value
+    return mask
+
+
+@pytest.mark.parametrize("utility", ["post-softmax", "log-softmax"])
+def test_rise_is_a_loop_over_masks_and_pixels(utility: str) -> None:
+    net, x, keys = network().double(), images().double(), torch.tensor([5, 6, 7])
+    ground = play(net, "4", x, TARGETS, utility, keys=lambda: keys, seed=3, room=9 * 4 * x[0].numel())
+    found = rise(ground, masks=13, cells=4, share=0.4)
+    drawn = ((uniform(keys, 13 * 18, 3, 2**17) + 1) / 2).view(3, 13, 18).tolist()
+    for j, target in enumerate(TARGETS):
+        masks = []
+        for numbers in drawn[j]:
+            cells = [[float(n < 0.4) for n in numbers[4 * row : 4 * row + 4]] for row in range(4)]
+            masks.append(slow_mask(cells, (12, 16), (numbers[16], numbers[17])))
+        worths = [worth(net, x[j] * mask, target, utility) for mask in masks]
+        least = min(0.0, *worths)
+        expected = sum((u - least) * mask for u, mask in zip(worths, masks, strict=True)) / (13 * 0.4)
+        torch.testing.assert_close(found[j], expected, rtol=1e-4, atol=1e-6)
+        assert float(expected.std()) > 1e-3
+
+
+def test_rise_finds_the_only_pixels_that_a_network_looks_at() -> None:
+    class Corner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = self.conv(x)[:, 0, 2:6, 10:14].mean((1, 2))
+            return 5 * torch.stack([seen - 0.5, 0.5 - seen], 1)
+
+    found = rise(play(Corner().eval(), "conv", torch.ones(1, 3, 12, 16), [0], "post-softmax"), masks=2000)[0]
+    inside = torch.zeros(12, 16, dtype=torch.bool)
+    inside[2:6, 10:14] = True
+    assert float(found[inside].min()) > float(found[~inside].quantile(0.95))
+
+
+def test_rises_masks_have_the_mean_that_is_asked_for() -> None:
+    drawn = (uniform(torch.tensor([1]), 3000 * 51, 0, 0) + 1) / 2
+    masks = masks_of(drawn.view(3000, 51), (30, 41), 0.3)
+    assert float(masks.amin()) >= 0
+    assert float(masks.amax()) <= 1 + 1e-6
+    assert float((masks.mean(0) - 0.3).abs().amax()) < 0.04
+
+
+def test_rise_of_an_image_hangs_on_its_key_and_the_seed_and_on_no_other_image() -> None:
+    net, x = network(), images()
+    whole = rise(play(net, "4", x, TARGETS, "post-softmax"), masks=20)
+    for j, target in enumerate(TARGETS):
+        alone = rise(play(net, "4", x[j : j + 1], [target], "post-softmax"), masks=20)
+        torch.testing.assert_close(whole[j], alone[0])
+    keyed = rise(play(net, "4", x, TARGETS, "post-softmax", keys=lambda: checksums(x)), masks=20)
+    other = rise(play(net, "4", x, TARGETS, "post-softmax", seed=1), masks=20)
+    assert torch.equal(whole, keyed)
+    assert float((whole - other).abs().max()) > 1e-3
+
+
+# KernelSHAP
+
+
+def shapley(net: nn.Module, image: Tensor, target: int, labels: Tensor, utility: str) -> list[float]:
+    d = int(labels.max()) + 1
+    played = {c: worth(net, image * torch.tensor(c)[labels], target, utility) for c in product((0.0, 1.0), repeat=d)}
+    values = [0.0] * d
+    for c, without in played.items():
+        for j in range(d):
+            if c[j] == 0:
+                joined = (*c[:j], 1.0, *c[j + 1 :])
+                values[j] += (played[joined] - without) / (d * comb(d - 1, int(sum(c))))
+    return values
+
+
+@pytest.mark.parametrize("superpixels", [2, torch.tensor([[7, 7, 9, 1]] * 12).repeat_interleave(4, 1)])
+def test_kernel_shap_gives_the_shapley_values_of_superpixels_shared_by_their_pixels(superpixels: Any) -> None:
+    net, x = network(nn.GELU).double(), images().double()
+    found = kernel_shap(play(net, "4", x, TARGETS, "rest", room=10**5), superpixels=superpixels, budget=6000)
+    grid = torch.tensor([[0] * 8 + [1] * 8] * 6 + [[2] * 8 + [3] * 8] * 6)
+    labels = grid if isinstance(superpixels, int) else torch.tensor([[1] * 8 + [2] * 4 + [0] * 4] * 12)
+    for j, target in enumerate(TARGETS):
+        values = shapley(net, x[j], target, labels, "rest")
+        for player, value in enumerate(values):
+            mine = found[j][labels == player]
+            assert float(mine.std()) < 1e-12
+            assert float(mine.sum()) == pytest.approx(value, abs=0.02 * max(map(abs, values)))
+        earned = worth(net, x[j], target, "rest") - worth(net, 0 * x[j], target, "rest")
+        assert float(found[j].sum()) == pytest.approx(earned)
+
+
+def test_kernel_shap_of_an_image_does_not_hang_on_its_batch_and_progress_covers_all_images() -> None:
+    net, x, told = network(), images(), []
+    ground = play(net, "4", x, TARGETS, progress=lambda done, most: told.append((done, most)))
+    whole = kernel_shap(ground, superpixels=3, budget=800)
+    for j, target in enumerate(TARGETS):
+        alone = kernel_shap(play(net, "4", x[j : j + 1], [target]), superpixels=3, budget=800)
+        torch.testing.assert_close(whole[j], alone[0], rtol=1e-3, atol=1e-5)
+    assert [most for _, most in told] == [2400] * len(told)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] > 1600
+
+
+def test_superpixels_play_as_shapiq_plays_them() -> None:
+    """An independent library's exact Shapley values of the same game."""
+    shapiq = pytest.importorskip("shapiq")
+    net, x = network(nn.GELU).double(), images(1).double()
+    ground = play(net, "4", x, [4], "rest")
+    labels = torch.arange(12 * 16).view(12, 16) * 6 // (12 * 16)
+    game = Superpixels(ground, 0, labels)
+
+    def value(coalitions: Any) -> Any:
+        return game.worth(torch.as_tensor(coalitions)).numpy()
+
+    found = kernel_shap(ground, superpixels=labels, budget=6000)[0]
+    computer = shapiq.game_theory.ExactComputer(n_players=6, game=value)
+    expected = computer("SV", order=1).get_n_order_values(1)
+    got = [float(found[labels == player].sum()) for player in range(6)]
+    assert got == pytest.approx(expected.tolist(), abs=0.02 * float(abs(expected).max()))
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("explain", "options", "words"),
+    [
+        (integrated_gradients, {"nodes": 0}, "nodes is 0, expected 1 or more"),
+        (
+            integrated_gradients,
+            {"baseline": torch.zeros(1, 3, 4, 4)},
+            r"baseline has shape \(1, 3, 4, 4\), expected that",
+        ),
+        (rise, {"masks": 0}, "got masks=0, cells=7, share=0.5 for images of shape"),
+        (rise, {"share": 1.0}, "a share between 0 and 1"),
+        (
+            kernel_shap,
+            {"superpixels": 13},
+            "superpixels is 13, expected the side of a grid, 1 to 12, or integer labels",
+        ),
+        (
+            kernel_shap,
+            {"superpixels": torch.zeros(4, 4, dtype=torch.int64)},
+            r"superpixels is labels of shape \(4, 4\)",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    explain: Callable[..., Tensor], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        explain(play(network(), "4", images(), TARGETS), **options)
