@@ -243,6 +243,9 @@ def test_several_layers_give_an_explanation_each_and_their_mean() -> None:
     for name in ("GradCAM", "LayerCAM"):
         alone = [explain(network, x, layer=layer, methods=name).heatmaps[name] for layer in ("blocks.0", "blocks.1")]
         assert torch.equal(out.heatmaps[name], torch.stack(alone).mean(0))
+        product = alone[0] * alone[1]
+        low, high = (reduce(product.flatten(1), 1)[:, None, None] for reduce in (torch.amin, torch.amax))
+        torch.testing.assert_close(out.refined[name], (product - low) / (high - low), rtol=0, atol=1e-5)
     assert torch.equal(out.targets, out.layers["blocks.0"].targets)
     with pytest.raises(ValueError, match="layer is an empty list; expected one or more layers"):
         explain(network, x, layer=[])

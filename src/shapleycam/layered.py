@@ -13,6 +13,7 @@ from .network.inputs import Inputs, Output, as_inputs
 from .network.suggest import Suggestion, suggest
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Logits, Targets
+from .theory.fusion import refine
 
 if TYPE_CHECKING:
     from .batch import Explanation
@@ -27,12 +28,21 @@ class Layered:
     @cached_property
     def heatmaps(self) -> Mapping[str, Heatmaps]:
         """For each method the mean of the layers' heatmaps, (b, H, W) in [0, 1]."""
+        return {name: torch.stack(each).mean(0) for name, each in self._by_method.items()}
+
+    @cached_property
+    def refined(self) -> Mapping[str, Heatmaps]:
+        """For each method the product of the layers' heatmaps, RefineCAM: see `theory.fusion.refine`."""
+        return {name: refine(each) for name, each in self._by_method.items()}
+
+    @cached_property
+    def _by_method(self) -> dict[str, list[Heatmaps]]:
         every = [each.heatmaps for each in self.layers.values()]
         if len({each[name].shape for each in every for name in each}) > 1:
             raise ValueError(
-                "the layers' maps have several sizes and cannot be laid on the image, so they have no mean; see `layers`"
+                "the layers' maps have several sizes and cannot be laid on the image, so they cannot be joined; see `layers`"
             )
-        return {name: torch.stack([each[name] for each in every]).mean(0) for name in every[0]}
+        return {name: [each[name] for each in every] for name in every[0]}
 
     @property
     def targets(self) -> Targets:

@@ -64,7 +64,7 @@ class Playground:
     @property
     def maps(self) -> Maps:
         """A, in the network's own precision."""
-        return self.forward.maps(self.forward.leaf.detach())
+        return self.forward.leaf.detach()
 
     @property
     def tail(self) -> Tail:

@@ -194,7 +194,6 @@ def test_targets_are_those_of_grad_cam(kind: str) -> None:
         torch.testing.assert_close(mine(given), other(given))
 
 
-@pytest.mark.skipif("ScoreCAM" not in shapleycam.METHODS, reason="explain does not know ScoreCAM")
 def test_methods_that_try_each_map_are_those_of_grad_cam(capsys: pytest.CaptureFixture[str]) -> None:
     agree(*both("resnet18", "ScoreCAM"))
 

@@ -23,7 +23,7 @@ def images(b: int, size: int = 6, seed: int = 1) -> Tensor:
 def maps_like(net: nn.Module, x: Tensor, k: int, layer: str = "body", seed: int = 2) -> Tensor:
     """k random rows for each image, in the order in which a tail takes them."""
     own = CutNetwork(net, layer)(x)
-    shape = own.maps(own.leaf).shape
+    shape = own.leaf.shape
     return torch.randn(k * len(x), *shape[1:], generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
 
 

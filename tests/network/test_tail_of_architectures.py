@@ -22,7 +22,7 @@ def check(net: nn.Module, x: Tensor, layer: str) -> None:
     assert own.tail is not None
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(2 * len(x), 1, *own.layer.positions, generator=generator) < 0.5
-    maps = own.maps(own.leaf.detach()).repeat(2, 1, 1, 1) * keep
+    maps = own.leaf.detach().repeat(2, 1, 1, 1) * keep
     with torch.no_grad():
         given = maps.movedim(1, -1) if own.layer.layout == "bhwn" else maps
         wanted = patched(net, x, given, layer)

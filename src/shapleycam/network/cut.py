@@ -31,9 +31,6 @@ class Pass:
     tail: Tail | None = None
     """What gives the logits of other maps, if that was asked for."""
 
-    def maps(self, tensor: Tensor) -> Maps:
-        return tensor
-
 
 class CutNetwork:
     """A module and one of its layers, which is cut for the length of each pass, on a private copy of the module tree.
