@@ -31,7 +31,7 @@ from shapleycam.curves import blurred, deletion, exchange, inference, insertion,
 from shapleycam.imputation import imputed, road
 from shapleycam.network.weights import randomise
 from shapleycam.sanity import cascade, randomisation, weighted
-from test_contract import NETWORKS, Left
+from test_contract import NETWORKS, SURROUNDINGS, Left
 from unchecked import library
 
 UNCHECKED: dict[str, Any] = {
@@ -164,7 +164,7 @@ def test_memory_is_bounded_by_the_number_of_images_at_a_time(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.parametrize("size", [(11, 11), (16, 23)])
+@pytest.mark.parametrize("size", [(11, 11), (16, 23), (61, 90)])
 def test_imputation_solves_the_equations_that_grad_cams_does(size: tuple[int, int], share: float) -> None:
     x, h = images(2, *size), heats(2, *size)
     h = nn.functional.avg_pool2d(h[:, None], 3, 1, 1)[:, 0]  # holes of many pixels
@@ -189,6 +189,29 @@ def test_every_painted_pixel_is_the_weighted_mean_of_its_neighbours() -> None:
                         weight = 1 / 12 if down and right else 1 / 6
                         total, weights = total + weight * found[:, row + down, column + right], weights + weight
             torch.testing.assert_close(found[:, row, column], total / weights, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.99])
+def test_holes_as_wide_as_those_of_heatmaps_take_few_steps(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conjugate gradients alone take hundreds of steps there, the more the larger the image."""
+    monkeypatch.setattr("shapleycam.imputation.MOST", 30)
+    x, coarse = images(1, 113, 160).double(), heats(1, 5, 5)
+    h = nn.functional.interpolate(coarse[:, None], (113, 160), mode="bilinear")[:, 0]
+    missing = h > h.quantile(1 - share)
+    found = imputed(x, missing)
+    monkeypatch.setattr("shapleycam.imputation.MOST", 1000)
+    monkeypatch.setattr("shapleycam.imputation.EXACT", 1e-12)
+    torch.testing.assert_close(found, imputed(x, missing), rtol=0, atol=1e-4)
+    torch.testing.assert_close(imputed(x.float(), missing).double(), found, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_surroundings_change_no_painted_pixel(surrounding: str) -> None:
+    missing = heats() > 0.4
+    expected = imputed(images(), missing)
+    with SURROUNDINGS[surrounding]():
+        found = imputed(images(), missing)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("order", [RemoveMostRelevantFirst, RemoveLeastRelevantFirst])

@@ -331,6 +331,70 @@ def test_memory_at_the_peak_does_not_grow_with_the_number_of_methods() -> None:
     assert many <= 1.05 * few
 
 
+# More metrics
+
+
+def test_more_metrics_are_those_of_their_functions_on_the_same_heatmaps() -> None:
+    x, names = images(), ["GradCAM", "LayerCAM", "RandomCAM", "FakeCAM"]
+    found = sc.measure(
+        network(), x, layer="2", methods=names, targets=[4, 0, 1], metrics=("road", "insertion", "deletion")
+    )
+    assert list(found.more) == ["road", "insertion", "deletion"]
+    for i, name in enumerate(names):
+        h = found.out.heatmaps[name] if name != "FakeCAM" else sc.BASELINES[name](12, 16).expand(3, -1, -1)
+        for metric, scores in found.more.items():
+            expected = getattr(sc, metric)(network(), x, h, [4, 0, 1])
+            torch.testing.assert_close(scores[:, i], expected, rtol=0, atol=1e-6)
+    assert min(float((scores[:, 0] - scores[:, 1]).abs().max()) for scores in found.more.values()) > 1e-3
+    same(found, sc.measure(network(), x, layer="2", methods=names, targets=[4, 0, 1]))
+
+
+def test_equal_heatmaps_are_inserted_deleted_and_painted_over_once() -> None:
+    def passed(methods: Any) -> tuple[list[int], sc.Measurements]:
+        net = network()
+        with passing(net[0]) as seen:
+            return seen, sc.measure(
+                net, images(), layer="3", methods=methods, metrics=["insertion", "deletion", "road"]
+            )
+
+    (one, alone), (three, found) = passed("GradCAM"), passed(["HiResCAM", "GradCAM", "XGradCAM"])
+    assert one == three
+    assert sum(one) == 3 * (1 + 2 + 102 + 102 + 19)
+    for metric, scores in found.more.items():
+        torch.testing.assert_close(scores, alone.more[metric].expand(-1, 3), rtol=0, atol=1e-5)
+
+
+def test_more_metrics_are_of_the_logits_that_were_named() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self.net(x)
+            return -logits, logits
+
+    found = sc.measure(
+        Both().eval(), images(), layer="net.2", methods="GradCAM", output=lambda both: both[1], metrics="road"
+    )
+    expected = sc.measure(network(), images(), layer="2", methods="GradCAM", metrics="road")
+    assert torch.equal(found.more["road"], expected.more["road"])
+
+
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_surroundings_change_no_number_of_more_metrics(surrounding: str) -> None:
+    given: dict[str, Any] = {"layer": "2", "methods": "GradCAM", "metrics": ("insertion", "deletion", "road")}
+    expected = library.measure(network(), images(), **given)
+    net, x = network(), images().requires_grad_()
+    left = Left(net, x, torch.zeros(1))
+    with SURROUNDINGS[surrounding]():
+        found = library.measure(net, x, **given)
+    left.check()
+    for metric, scores in found.more.items():
+        assert torch.equal(scores, expected.more[metric]), metric
+        assert not scores.requires_grad
+
+
 # What it depends on, and what not
 
 
@@ -486,6 +550,7 @@ def test_float64_network_gives_float64_scores() -> None:
         ({"methods": "FakeCan"}, "unknown method 'FakeCan'; did you mean FakeCAM"),
         ({"utility": "logit"}, "unknown utility 'logit'"),
         ({"layer": "7"}, "the network has no layer '7'"),
+        ({"metrics": "insert"}, "unknown metric 'insert'; did you mean insertion"),
         ({"keys": ["a"]}, "keys has 1 names, expected one for each of 3 images"),
         ({"images": images() * torch.nan}, r"images \[0, 1, 2\] hold NaN or infinity"),
         ({"targets": 9}, "out of range; the network has classes 0 to 4"),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .theory.cams import METHODS, SETS
     from .theory.shapley import ShapleyValues
     from .theory.utility import UTILITIES, contrast
+    from .web.serving import serve
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOMES = {
     "image_warnings": ("ImageWarning",),
     "faithfulness": ("Fidelity", "Kind", "classify", "fidelity"),
     "network_game": ("Game", "exact", "game", "interactions", "sampled"),
+    "web.serving": ("serve",),
     "theory.shapley": ("ShapleyValues",),
     "network.cut": ("layers",),
     "layered": ("Layered", "suggest_layers"),
@@ -109,6 +111,7 @@ __all__ = [
     "read_picture",
     "road",
     "sampled",
+    "serve",
     "sheet",
     "suggest_layers",
 ]

@@ -30,7 +30,7 @@ def explain(
     model: str = "efficientnet_lite0",
     weights: str | None = None,
     methods: str = "ShapleyCAM",
-    layer: str = "gap",
+    layer: str | None = None,
     utility: str = "rest",
     target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     top: int = 1,
@@ -109,7 +109,7 @@ def compare(
     model: str = "efficientnet_lite0",
     weights: str | None = None,
     methods: str = "paper",
-    layer: str = "gap",
+    layer: str | None = None,
     targets: Annotated[str, Parameter(allow_leading_hyphen=True)] = "predicted",
     utilities: str = "rest",
     maps: bool = False,
@@ -160,7 +160,7 @@ def shapley(
     model: str = "efficientnet_lite0",
     weights: str | None = None,
     methods: str = "all",
-    layer: str = "gap",
+    layer: str | None = None,
     utility: str = "rest",
     target: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     players: int | None = None,
@@ -274,7 +274,46 @@ def layers(model: str, *, weights: str | None = "random") -> int:
     return _table(("layer", "maps x positions", "layout", "known as", "why"), rows)
 
 
-_EXTRAS = {"pyarrow": "bench", "jinja2": "bench", "shapiq": "games"}
+@app.command
+def serve(
+    *,
+    models: str = "efficientnet_lite0",
+    weights: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_upload: str = "20mb",
+    device: str = "cpu",
+) -> int:
+    """Open the page: explain, compare and play in a browser.
+
+    Parameters
+    ----------
+    models
+        Names that `shapleycam models` lists, with commas.
+    weights
+        NAME=FILE, or NAME=random; once for each model that has no weights here.
+    host
+        Where to listen; other machines can reach anything but 127.0.0.1, and there is no password.
+    port
+        Of the page.
+    max_upload
+        The largest file that is taken.
+    device
+        cpu, cuda, cuda:1, mps, ...
+    """
+    from .web.serving import serve as serve_page
+
+    pairs = [each.partition("=") for each in weights]
+    if wrong := [name for name, sign, file in pairs if not (name and sign and file)]:
+        raise ValueError(f"weights are given as {wrong[0]!r}, expected NAME=FILE, or NAME=random")
+    serve_page(
+        names_in(models), weights={name: file for name, _, file in pairs}, host=host, port=port, max_upload=max_upload,
+        device=device,
+    )  # fmt: skip
+    return 0
+
+
+_EXTRAS = {"pyarrow": "bench", "jinja2": "bench", "shapiq": "games", "gradio": "web", "captum": "lift"}
 
 
 def main() -> None:

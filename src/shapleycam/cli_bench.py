@@ -85,7 +85,7 @@ def table(
     ci
         Give each number its 95 % bootstrap interval.
     sort
-        Order methods by a metric, best first: AD, Coh, Com, ADCC, IC or ADD.
+        Order methods by a metric, best first: AD, Coh, Com, ADCC, IC, ADD, or Ins, Del, ROAD where the run has them.
     utilities
         Compare these utilities of the run, names with commas, as in Table 5.
     methods

@@ -4,10 +4,12 @@ Rong et al. 2022 (ROAD, arXiv:2202.00449): a network could read the class off th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import interpolate, max_pool2d
 
 from .curves import Curve, Infer, checked, probabilities, ranked
 from .network.zoo import Model
@@ -15,8 +17,14 @@ from .theory.axes import Heatmaps, Images, Targets, Utilities
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 EXACT = 1e-6
-"""Residual of the imputation, relative to what is known around, at which it is taken to be solved."""
-MOST = 10_000
+"""Residual of the imputation, relative to what is known around, at which it is taken to be solved: on pictures of 224 x 224
+pixels within 3e-5 of the solution, a three-hundredth of the noise."""
+MOST = 500
+COARSEST = 4
+"""Pixels a side of the coarsest grid, whose equations are swept over `SWEEPS` times."""
+SWEEPS = 8
+Pixels = Float[Tensor, "channels H W"]
+Hole = Float[Tensor, "H W"]
 
 
 def road(
@@ -84,34 +92,81 @@ def painted(
 def imputed(images: Images, missing: Bool[Tensor, "b H W"]) -> Images:
     """Images whose missing pixels are the weighted means of their neighbours; those beyond the edge do not count.
 
-    One after the other, so that each fits into caches and ends when it is solved.
+    One after the other, so that each fits into caches and none changes another.
     """
-    return torch.stack(
-        [_imputed(image.double(), hole.double()) for image, hole in zip(images, missing, strict=True)]
-    ).to(images)
+    work = torch.promote_types(images.dtype, torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        found = [_imputed(image.to(work), hole.to(work)) for image, hole in zip(images, missing, strict=True)]
+    return torch.stack(found).to(images)
 
 
-def _imputed(image: Float[Tensor, "channels H W"], hole: Float[Tensor, "H W"]) -> Float[Tensor, "channels H W"]:
-    """The system is symmetric and positive definite where a pixel is known, so conjugate gradients solve it, in float64."""
-    degree = _around(torch.ones_like(hole)[None])
+def _imputed(image: Pixels, hole: Hole) -> Pixels:
+    """Symmetric and positive definite where a pixel is known, the system is solved by conjugate gradients.
+
+    A multigrid cycle goes before each (Tatebe 1993), so that some twenty-five of them do, however large the hole.
+    """
+    grids = _grids(hole)
     known = image * (1 - hole)
-    right = _around(known) * hole
-    found = torch.zeros_like(right)
-    rest, scale = right, _squares(right).sqrt() * EXACT
-    step = ahead = rest / degree
+    rest = _around(known) * hole
+    scale = _squares(rest).sqrt() * EXACT
+    found, step, before = torch.zeros_like(rest), torch.zeros_like(rest), torch.ones_like(scale)
     for _ in range(MOST):
         if (_squares(rest).sqrt() <= scale).all():
             break
-        bent = (degree * step - _around(step)) * hole
-        before = (rest * ahead).sum((-2, -1), keepdim=True)
-        length = _ratio(before, (step * bent).sum((-2, -1), keepdim=True))
+        ahead = _cycle(rest, grids)
+        now = (rest * ahead).sum((-2, -1), keepdim=True)
+        step, before = ahead + _ratio(now, before) * step, now
+        bent = grids[0].bend(step)
+        length = _ratio(now, (step * bent).sum((-2, -1), keepdim=True))
         found, rest = found + length * step, rest - length * bent
-        ahead = rest / degree
-        step = ahead + _ratio((rest * ahead).sum((-2, -1), keepdim=True), before) * step
     return known + found
 
 
-def _around(values: Float[Tensor, "channels H W"]) -> Float[Tensor, "channels H W"]:
+@dataclass(frozen=True)
+class _Grid:
+    """The equations on a grid of half as many pixels a side as the one before."""
+
+    hole: Hole
+    degree: Hole
+    down: Float[Tensor, "h H"]
+    """Takes rows to those of the next grid, and `right` columns; their transposes interpolate back."""
+    right: Float[Tensor, "W w"]
+
+    def bend(self, values: Pixels) -> Pixels:
+        return (self.degree * values - _around(values)) * self.hole
+
+
+def _grids(hole: Hole) -> list[_Grid]:
+    """From the finest to one of `COARSEST` pixels a side or less; a coarse pixel is missing if all are that it stands for."""
+    grids = []
+    while True:
+        down, across = (_halved(side, hole) for side in hole.shape)
+        grids.append(_Grid(hole, _around(torch.ones_like(hole)[None])[0], down, across.mT))
+        if max(hole.shape) <= COARSEST:
+            return grids
+        hole = -max_pool2d(-hole[None], 2, ceil_mode=True)[0]
+
+
+def _halved(side: int, like: Tensor) -> Float[Tensor, "h H"]:
+    """The transpose of linear interpolation from half as many pixels, which is 1/4 and 3/4 of the two that are nearest."""
+    half = torch.eye((side + 1) // 2).to(like)[None]
+    return interpolate(half, scale_factor=2, mode="linear")[0, :, :side]
+
+
+def _cycle(rest: Pixels, grids: list[_Grid]) -> Pixels:
+    """A V-cycle of one Jacobi step, the next grid, and another Jacobi step, so that it is symmetric."""
+    grid, *coarser = grids
+    found = rest / grid.degree
+    if coarser:
+        left = grid.down @ (rest - grid.bend(found)) @ grid.right
+        more = _cycle(left * coarser[0].hole, coarser)
+        found = found + grid.down.mT @ more @ grid.right.mT * grid.hole
+    for _ in range(1 if coarser else SWEEPS):
+        found = found + (rest - grid.bend(found)) / grid.degree
+    return found
+
+
+def _around(values: Pixels) -> Pixels:
     """Sums over the eight neighbours, a twelfth of each at a corner and two at a side: 1 2 1 both ways, but for the middle."""
     rows = 2 * values
     rows[:, 1:] += values[:, :-1]
@@ -122,7 +177,7 @@ def _around(values: Float[Tensor, "channels H W"]) -> Float[Tensor, "channels H 
     return (sums - 4 * values) / 12
 
 
-def _squares(values: Float[Tensor, "channels H W"]) -> Float[Tensor, "channels 1 1"]:
+def _squares(values: Pixels) -> Float[Tensor, "channels 1 1"]:
     return values.square().sum((-2, -1), keepdim=True)
 
 

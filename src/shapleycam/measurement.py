@@ -1,6 +1,6 @@
 """`measure`: a batch of images and a classifier in, the six metrics of any number of methods out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations
@@ -22,12 +22,13 @@ from .theory import metrics
 from .theory.agreement import pearson
 from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
 from .theory.baselines import BASELINES
-from .theory.cams import resolve_names
+from .theory.cams import nearest, resolve_names
 from .theory.heatmap import heatmap, rescale
 from .theory.utility import Utility, post_softmax
 
 Scores = Float[Tensor, "b m"]
 Masking = Literal["normalised", "raw"]
+Metric = Callable[[nn.Module, Images, Heatmaps, Targets], Utilities]
 EQUAL = 1e-6
 """Heatmaps that differ by no more than this are measured once."""
 CLOSE = 1e-3
@@ -56,6 +57,8 @@ class Measurements:
     explained), Section 5; 0 where either map is constant. A method that tells classes apart has a low one; baselines have 1."""
     out: Explanation = field(repr=False)
     """The explanation that was measured."""
+    more: Mapping[str, Scores] = field(default_factory=dict)
+    """Insertion, deletion and ROAD as far as `metrics` named them: see the functions of these names."""
 
     @property
     def average_drop(self) -> Scores:
@@ -92,6 +95,7 @@ def measure(
     seed: int = 0,
     keys: Sequence[str] | None = None,
     infer: Callable[[Tensor], Tensor] | None = None,
+    metrics: str | Iterable[str] = (),
 ) -> Measurements:
     """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
 
@@ -106,11 +110,14 @@ def measure(
     infer
         What gives the logits of anti-explanation maps, which need no derivative: a compiled copy of the model, say; None
         for the model itself.
+    metrics
+        Any of "insertion", "deletion" and "road", as their functions give them unless told otherwise, into `more`. A distinct
+        heatmap then costs 102, 102 and 19 forward passes more, and "road" the painting of 18 images.
 
     Raises
     ------
     ValueError
-        As `explain`; and for raw masking with a module of one's own, whose normalisation is not known.
+        As `explain`; for an unknown metric; and for raw masking with a module of one's own, whose normalisation is not known.
 
     Examples
     --------
@@ -121,23 +128,46 @@ def measure(
     (('GradCAM', 'FakeCAM'), torch.Size([1, 2]))
     """
     names = resolve_names(methods, (*SEARCHES, *BASELINES))
-    behind = background(model, masking)
+    behind, wanted = background(model, masking), resolve_metrics(metrics)
     maps = [name for name in names if name not in BASELINES]
     cut = cut_network(model, layer, layout, images, output)
     named = resolve_utility(utility)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out, discrimination = _explained_twice(model, cut, images, maps, targets, named, keyed, seed)
-    measured = _Measured(names, images, behind, cut.kept(), infer or cut.inference(), named[1], keyed, seed, out)
+    plain = cut.inference()
+    more = tuple(wanted.values())
+    measured = _Measured(
+        names, images, behind, cut.kept(), infer or plain, named[1], keyed, seed, out, more, _Plain(plain)
+    )
     first = _first_of_equals(names, out, measured.size)
     distinct = (first == torch.arange(len(names), device=first.device)[:, None]).nonzero()
     scores = torch.cat([measured(*some.T) for some in distinct.split(len(images))], 1)
-    table = scores.new_empty(4, *first.shape)
+    table = scores.new_empty(len(scores), *first.shape)
     table[:, distinct[:, 0], distinct[:, 1]] = scores
-    kept, deleted, coherency, complexity = table.gather(1, first.expand(4, -1, -1)).mT
+    kept, deleted, coherency, complexity, *others = table.gather(1, first.expand(len(table), -1, -1)).mT
     full = probability(out.logits, out.targets)
     apart = torch.stack([discrimination.get(name, torch.ones_like(full)) for name in names], 1)
-    return Measurements(names, out.targets, full, kept, deleted, coherency, complexity, apart, out)
+    beside = dict(zip(wanted, others, strict=True))
+    return Measurements(names, out.targets, full, kept, deleted, coherency, complexity, apart, out, beside)
+
+
+def resolve_metrics(metrics: str | Iterable[str]) -> Mapping[str, Metric]:
+    """What scores heatmaps beside the six, by name: in order, each once.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the nearest names.
+    """
+    from .curves import deletion, insertion  # they take `probability` from here
+    from .imputation import road
+
+    known: dict[str, Metric] = {"insertion": insertion, "deletion": deletion, "road": road}
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], known)}")
+    return {name: known[name] for name in names}
 
 
 def _explained_twice(
@@ -193,6 +223,17 @@ def masked(images: Images, heatmaps: Heatmaps, background: Float[Tensor, "1 chan
     return seen if background is None else seen + background * (1 - shares).to(images.dtype)
 
 
+class _Plain(nn.Module):
+    """Logits, whatever the network puts out, as a network of its own."""
+
+    def __init__(self, infer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.infer = infer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.infer(images)
+
+
 @dataclass(frozen=True)
 class _Measured:
     """What scores heatmaps, any methods' of any of the images, in chunks no larger than the batch."""
@@ -206,19 +247,23 @@ class _Measured:
     keys: Callable[[], Tensor]
     seed: int
     out: Explanation
+    more: tuple[Metric, ...]
+    network: nn.Module
 
     @property
     def size(self) -> tuple[int, int]:
         return self.images.shape[-2], self.images.shape[-1]
 
-    def __call__(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "4 k"]:
-        """kept, deleted, coherency and complexity of the heatmaps of method `which[i]` on image `place[i]`."""
+    def __call__(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "scores k"]:
+        """kept, deleted, coherency, complexity, and more, of the heatmaps of method `which[i]` on image `place[i]`."""
         maps = self._each_by_its_method(which, lambda name: self.out.explanations[name][place])
         whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
         kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
         deleted = probability(self.infer(masked(images, 1 - maps, self.background)), targets)
-        return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps)])
+        with torch.autocast(images.device.type, enabled=False):
+            more = [metric(self.network, images, maps, targets) for metric in self.more]
+        return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps), *more])
 
     def _explain_again(
         self, kept: Images, targets: Targets, which: Tensor, place: Tensor

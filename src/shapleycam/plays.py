@@ -40,7 +40,7 @@ def play_pictures(
     out: Path,
     *,
     methods: Sequence[str],
-    layer: str = "gap",
+    layer: str | None = None,
     utility: str = "rest",
     target: str | None = None,
     players: int | None = None,

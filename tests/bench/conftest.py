@@ -36,7 +36,9 @@ def planned(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         machine = {name: changes.pop(name) for name in Machine.__annotations__ if name in changes}
         given = {"models": "tiny:network", "layers": "gap,conv", "methods": "GradCAM,ShapleyCAM,RandomCAM", "part": 4}
         given |= changes
-        lists = {name: (given[name],) for name in ("models", "layers", "methods", "utilities") if name in given}
+        lists = {
+            name: (given[name],) for name in ("models", "layers", "methods", "utilities", "metrics") if name in given
+        }
         return plan(
             source,
             tmp_path / run,

@@ -109,6 +109,22 @@ def test_rows_are_what_measure_gives_for_each_picture_alone(planned: Planned, pi
         assert row["status"] == "ok"
 
 
+def test_more_metrics_are_columns_that_hold_what_measure_gives_for_each_picture_alone(
+    planned: Planned, pictures: Path
+) -> None:
+    methods, metrics = ["GradCAM", "RandomCAM", "FakeCAM"], ["insertion", "road"]
+    model = tiny.network()
+    rows = finish(planned(layers="conv", methods=",".join(methods), metrics="insertion,road", batch="3")).to_pylist()
+    assert len(rows) == PICTURES * 3
+    for row in rows:
+        image = model.preprocess(pictures / row["picture"])
+        found = measure(model, image, methods=methods, layer="conv", keys=[row["picture"]], metrics=metrics)
+        expected = [float(found.more[metric][0, methods.index(row["method"])]) for metric in metrics]
+        assert [row[metric] for metric in metrics] == pytest.approx(expected, abs=1e-5)
+        assert (row["deletion"], row["status"]) == (None, "ok")
+    assert len({row["road"] for row in rows}) > PICTURES
+
+
 def test_a_part_is_no_larger_than_asked_and_every_picture_is_in_one(planned: Planned) -> None:
     plan = planned()
     finish(plan)
@@ -357,6 +373,7 @@ def test_nan_from_a_network_is_a_row_with_the_reason_and_spares_its_neighbours(
         ({"baselines": True}, 'methods is .*"FakeCAM", "Gaussian"'),
         ({"part": 5}, "part is 5, there 4"),
         ({"masking": "raw"}, 'masking is "raw", there "normalised"'),
+        ({"metrics": "road,deletion"}, r'metrics is \["deletion", "road"\], there null'),
     ],
 )
 def test_another_configuration_in_the_same_folder_is_refused_and_told_apart(
@@ -365,6 +382,13 @@ def test_another_configuration_in_the_same_folder_is_refused_and_told_apart(
     planned()
     with pytest.raises(ValueError, match=f"another configuration: {words}"):
         planned(**changes)
+
+
+def test_metrics_are_a_set_another_of_which_is_refused(planned: Planned) -> None:
+    run = planned(metrics="road,insertion")
+    assert planned(metrics="insertion,road").facts == run.facts
+    with pytest.raises(ValueError, match=r'another configuration: metrics is null, there \["insertion", "road"\]'):
+        planned()
 
 
 def test_other_pictures_in_the_same_folder_are_refused(planned: Planned, pictures: Path, tmp_path: Path) -> None:
@@ -437,6 +461,7 @@ def test_labels_as_targets_need_labels(planned: Planned, tmp_path: Path) -> None
     [
         ({"methods": "GradCam"}, "did you mean GradCAM"),
         ({"utilities": "logit"}, "unknown utility 'logit'"),
+        ({"metrics": "deleted"}, "unknown metric 'deleted'; did you mean deletion"),
         ({"models": "tiny:nothing"}, "no attribute 'nothing'"),
         ({"models": "tiny:nn"}, "tiny:nn is not to be had|not callable|'module' object"),
         ({"layers": "gap,layer9"}, "no layer 'layer9'"),

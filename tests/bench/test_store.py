@@ -69,6 +69,16 @@ def test_rows_of_any_names_come_back_and_files_still_being_written_do_not(tmp_pa
     assert {path.parents[3].name for path in store.parts(tmp_path)} == {"parts"}
 
 
+def test_a_part_of_before_there_were_more_metrics_is_read_with_blanks_in_their_place(tmp_path: Path) -> None:
+    begin(tmp_path, FACTS)
+    old = rows("a", "b").drop_columns(["insertion", "deletion", "road"])
+    write_part(Unit("m", "gap", "rest", 0).path(tmp_path), old, footer())
+    write_part(Unit("m", "gap", "rest", 1).path(tmp_path), rows("c"), footer())
+    assert read_rows(tmp_path).equals(rows("a", "b", "c"))
+    found = read_rows(tmp_path, ["road", "picture"])
+    assert found.to_pydict() == {"road": [None] * 3, "picture": ["a", "b", "c"]}
+
+
 def test_the_first_process_to_begin_a_run_is_the_one_that_counts(tmp_path: Path) -> None:
     assert begin(tmp_path, {**FACTS, "batch": 1})["batch"] == 1
     assert begin(tmp_path, {**FACTS, "batch": 2})["batch"] == 1

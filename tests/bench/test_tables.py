@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from bench.made import WHERE, drawn, rows, write_run
+from shapleycam.bench.comparisons import compare
 from shapleycam.bench.formats import Cell, Grid, comma_separated, latex, markdown, text
 from shapleycam.bench.paper import NOTES, printed, table_number
-from shapleycam.bench.scores import BASELINES, METRICS, ORDER, Scores, compare, score_rows
+from shapleycam.bench.scores import BASELINES, METRICS, ORDER, Scores, score_rows
 from shapleycam.bench.tables import make_grids, table
 from shapleycam.theory.baselines import BASELINES as MEASURED_BASELINES
 from shapleycam.theory.cams import METHODS
@@ -61,6 +62,61 @@ def test_six_rows_give_the_numbers_worked_out_by_hand() -> None:
         [2, 1, 1, 1, 1, 1],
         [1, 2, 2, 2, 2, 2],
     ]
+
+
+MORE = {
+    "GradCAM": {"insertion": (0.5, 0.7, 0.6), "deletion": (0.1, 0.2, 0.3), "road": (0.3, 0.2, 0.1)},
+    "ShapleyCAM": {"insertion": (0.4, 0.2, 0.6), "deletion": (0.1, 0.1, 0.1), "road": (-0.1, 0.2, -0.1)},
+}
+
+
+def with_more(**changes: Any) -> pa.Table:
+    return rows(
+        {**row, **{name: each["abc".index(row["picture"])] for name, each in MORE[row["method"]].items()}, **changes}
+        for row in six().to_pylist()
+    )
+
+
+def test_more_metrics_stand_behind_the_papers_where_the_run_has_them() -> None:
+    (plain,), (grid,) = make_grids(six(), {}), make_grids(with_more(), {})
+    assert len(plain.head) == 7
+    assert grid.head == (*plain.head, "Ins ↑", "Del ↓", "ROAD ↑")
+    for method, found in numbers(grid).items():
+        assert found[:6] == numbers(plain)[method]
+        assert found[6:] == pytest.approx([100 * sum(three) / 3 for three in MORE[method].values()], abs=1e-4)
+    assert [[it.rank for it in row[7:] if isinstance(it, Cell)] for row in grid.rows] == [[1, 2, 1], [2, 1, 2]]
+    (one,) = make_grids(with_more(insertion=None, road=None), {})
+    assert one.head == (*plain.head, "Del ↓")
+    (sorted_,) = make_grids(with_more(), {}, sort="del")
+    assert [row[0] for row in sorted_.rows] == ["ShapleyCAM", "GradCAM"]
+    with pytest.raises(ValueError, match=r"sort is 'del', expected one of AD, Coh, Com, ADCC, IC, ADD$"):
+        make_grids(six(), {}, sort="del")
+
+
+def test_more_metrics_have_intervals_and_stand_in_every_format_and_beside_other_utilities(tmp_path: Path) -> None:
+    entries = with_more().to_pylist() + with_more(utility="pre-softmax").to_pylist()
+    (grid,) = make_grids(rows(entries), {}, ci=True, utilities=["rest", "pre-softmax"])
+    cells = dict(zip(grid.head, grid.rows[0], strict=True))
+    assert cells["Method"] == "GradCAM/rest"
+    assert cells["Del ↓"].interval == pytest.approx((10, 30), abs=1e-4)
+    run = write_run(tmp_path, entries)
+    head, *lines = table(run, format="csv").splitlines()
+    said = [dict(zip(head.split(","), line.split(","), strict=True)) for line in lines]
+    assert [(row["Method"], row["utility"], row["Del"]) for row in said] == [
+        (method, utility, del_)
+        for utility in ("rest", "pre-softmax")
+        for method, del_ in (("GradCAM", "20"), ("ShapleyCAM", "10"))
+    ]
+    assert "| **60.00** | <ins>20.00</ins> | **20.00** |" in table(run, format="markdown")
+    assert "ROAD $\\uparrow$" in table(run, format="latex")
+
+
+def test_a_row_that_lacks_a_metric_of_the_run_leaves_the_means_and_is_counted() -> None:
+    entries = with_more().to_pylist()
+    entries[0]["road"] = None
+    (grid,) = make_grids(rows(entries), {})
+    assert "1 error row left out of the means: 1 x a score is not a number." in grid.notes
+    assert numbers(grid)["GradCAM"][8] == pytest.approx(15, abs=1e-4)
 
 
 def test_the_203_printed_adccs_follow_from_ad_coherency_and_complexity() -> None:

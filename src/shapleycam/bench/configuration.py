@@ -42,10 +42,13 @@ class Configuration:
     """Of RandomCAM, of sampled Shapley values, and of random weights."""
     fidelity: int = 0
     """Coalitions to play at most of each picture's game, to compare every method with its Shapley values; 0 for none."""
+    metrics: tuple[str, ...] = ()
+    """insertion, deletion, road, beside the paper's metrics; they cost 102, 102 and 19 forward passes a heatmap."""
 
     def __post_init__(self) -> None:
         for name in ("models", "layers", "utilities", "methods"):
             object.__setattr__(self, name, _split(name, getattr(self, name)))
+        object.__setattr__(self, "metrics", _split("metrics", self.metrics) if self.metrics else ())
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
@@ -56,9 +59,12 @@ class Configuration:
 
     def facts(self, methods: Sequence[str], pictures: dict[str, Any]) -> dict[str, Any]:
         """What `run.json` holds, and the hash is made of: sets of methods by their names, pictures by their checksum."""
-        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("labels", "baselines")}
+        apart = ("labels", "baselines", "metrics")
+        own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
-        return {**plain, "methods": list(methods), "pictures": pictures}
+        # Without any the hash is what it was before there were any, so that older runs can be gone on with.
+        more = {"metrics": sorted(self.metrics)} if self.metrics else {}
+        return {**plain, "methods": list(methods), "pictures": pictures, **more}
 
 
 @dataclass(frozen=True)

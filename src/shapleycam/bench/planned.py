@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..measurement import measure
+from ..measurement import measure, resolve_metrics
 from ..network.arguments import resolve_utility
 from ..searches import SEARCHES
 from ..theory.baselines import BASELINES
@@ -72,6 +72,7 @@ def plan(source: Path, run: Path, configuration: Configuration, machine: Machine
     """
     for utility in configuration.utilities:
         resolve_utility(utility)
+    resolve_metrics(configuration.metrics)
     names = _method_names(configuration)
     items = find_pictures(source, configuration.labels)
     if configuration.targets == "label" and all(item.label is None for item in items):

@@ -51,10 +51,10 @@ def measured_rows(
     homes = [
         next((each, each.methods.index(name)) for each in measurements if name in each.methods) for name in methods
     ]
-    numbers = {name: _column(homes, name) for name in _NUMBERS}
+    numbers = {name: _column(homes, name) for name in (*_NUMBERS, *measurements[0].more)}
     maps = _maps(homes, methods, b)
     status = [
-        _status([name for name in _NUMBERS if not np.isfinite(numbers[name][k])] + ["map"] * (not each.finite))
+        _status([name for name in numbers if not np.isfinite(numbers[name][k])] + ["map"] * (not each.finite))
         for k, each in enumerate(maps)
     ]
     first = measurements[0]
@@ -73,7 +73,8 @@ def measured_rows(
         "map_w": [each.w for each in maps],
         "status": status,
     }
-    return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, schema=SCHEMA)
+    blank = [None] * (b * m)
+    return pa.table({each.name: pa.array(columns.get(each.name, blank), each.type) for each in SCHEMA}, schema=SCHEMA)
 
 
 def problems(rows: pa.Table) -> tuple[str, ...]:
@@ -88,8 +89,8 @@ def problems(rows: pa.Table) -> tuple[str, ...]:
 
 def _column(homes: Sequence[tuple[Measurements, int]], name: str) -> NDArray[np.float32]:
     """One number of all pictures and methods, picture by picture."""
-    parts = [getattr(found, name) if name == "full" else getattr(found, name)[:, place] for found, place in homes]
-    return _array(torch.stack(parts, 1)).ravel()
+    scores = [(found.more[name] if name in found.more else getattr(found, name), place) for found, place in homes]
+    return _array(torch.stack([each if name == "full" else each[:, place] for each, place in scores], 1)).ravel()
 
 
 def _agreement(methods: Sequence[str], fidelities: Sequence[Fidelity], b: int) -> dict[str, Any]:

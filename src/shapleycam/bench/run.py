@@ -187,7 +187,7 @@ def _measure(
     return [
         measure(
             loaded.model, images, methods=some, layer=layer, targets=targets, utility=unit.utility, masking=c.masking,
-            seed=c.seed, keys=names, infer=loaded.infer,
+            seed=c.seed, keys=names, infer=loaded.infer, metrics=c.metrics,
         )
         for some, layer in ((first, unit.layer), (second, elsewhere))
         if some

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ Floats = NDArray[np.float64]
 
 METRICS = ("AD", "Coh", "Com", "ADCC", "IC", "ADD")
 """The columns of the paper's tables, in percent."""
-LOWER = frozenset({"AD", "Com"})
+MORE = {"insertion": "Ins", "deletion": "Del", "road": "ROAD"}
+"""Metrics beside them, by their columns of the rows: those of them that a run has follow METRICS, in percent."""
+LOWER = frozenset({"AD", "Com", "Del"})
 """Metrics of which less is better."""
 BASELINES = ("FakeCAM", "Gaussian")
 ORDER = (
@@ -30,7 +31,7 @@ GAME = ("error", "pearson", "spearman", "sign", "discrimination", "noise")
 DRAWS = 2000
 COLUMNS = (
     "model", "layer", "utility", "method", "picture", "label", "predicted", "full", "kept", "deleted", "coherency",
-    "complexity", "status", *GAME,
+    "complexity", "status", *GAME, *MORE,
 )  # fmt: skip
 """What tables need of a run's rows: all but the maps."""
 
@@ -44,11 +45,13 @@ class Scores:
     model: str
     layer: str
     utility: str
+    metrics: tuple[str, ...]
+    """METRICS, and those of MORE that the run has."""
     methods: tuple[str, ...]
     pictures: tuple[str, ...]
     """Those that were measured with some method; sorted, so that neither the order of rows nor of parts changes a digit."""
     values: Floats
-    """AD, Coh, Com, IC and ADD of each picture and method, fractions, (pictures, methods, 5); NaN where there is no "ok" row."""
+    """`metrics` but ADCC, fractions, (pictures, methods, 5 or more); NaN where a picture and method have no "ok" row."""
     game: Floats
     """The columns GAME, (pictures, methods, 6); NaN where a row does not say."""
     top1: float | None
@@ -65,7 +68,7 @@ class Scores:
 
     @property
     def means(self) -> Floats:
-        """Each method's METRICS over the pictures, in percent, (methods, 6)."""
+        """Each method's `metrics` over the pictures, in percent, (methods, metrics)."""
         return np.asarray(self._summary(np.ones((1, len(self.pictures))))[0])
 
     @property
@@ -74,7 +77,7 @@ class Scores:
         return _adcc(self.values) * 100
 
     def resample(self, draws: int = DRAWS, seed: int = 0) -> Floats:
-        """`means` of `draws` bootstrap samples of the pictures, (draws, methods, 6); all methods share the samples."""
+        """`means` of `draws` bootstrap samples of the pictures, (draws, methods, metrics); all methods share the samples."""
         rng = np.random.default_rng(seed)
         n = len(self.pictures)
         return np.concatenate(
@@ -112,24 +115,6 @@ class Scores:
         return replace(self, pictures=pictures, values=self.values[whole], game=self.game[whole])
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two methods on the same pictures."""
-
-    first: str
-    second: str
-    difference: float
-    """ADCC of the first less that of the second, of column means, in percentage points."""
-    interval: tuple[float, float]
-    """The difference's 95 % bootstrap interval."""
-    p: float
-    """Two-sided, from the same bootstrap samples; not corrected for the number of comparisons."""
-    wins: float
-    """Share of the pictures on which the first has the higher ADCC, each picture by itself."""
-    losses: float
-    """The same of the second; the rest are ties."""
-
-
 def score_rows(rows: pa.Table) -> tuple[Scores, ...]:
     """The scores of each network, target layer and utility of a run, in the order in which its rows begin.
 
@@ -144,7 +129,8 @@ def score_rows(rows: pa.Table) -> tuple[Scores, ...]:
     codes = {name: _codes(rows[name]) for name in names}
     key = np.ravel_multi_index([codes[name][0] for name in names[:3]], [len(codes[name][1]) for name in names[:3]])
     _, begins = np.unique(key, return_index=True)
-    return tuple(_score(rows, codes, np.flatnonzero(key == key[begin])) for begin in sorted(begins))
+    more = [name for name in MORE if rows[name].null_count < len(rows)]
+    return tuple(_score(rows, codes, np.flatnonzero(key == key[begin]), more) for begin in sorted(begins))
 
 
 def join(parts: Sequence[Scores]) -> Scores:
@@ -153,7 +139,8 @@ def join(parts: Sequence[Scores]) -> Scores:
     where = {name: place for place, name in enumerate(pictures)}
     names = sort_methods({name for part in parts for name in part.methods})
     columns = [(name, part) for name in names for part in parts if name in part.methods]
-    values, game = (np.full((len(pictures), len(columns), len(each)), np.nan) for each in (_MEANS, GAME))
+    lengths = parts[0].values.shape[-1], len(GAME)
+    values, game = (np.full((len(pictures), len(columns), each), np.nan) for each in lengths)
     for place, (name, part) in enumerate(columns):
         there, column = [where[each] for each in part.pictures], part.methods.index(name)
         values[there, place], game[there, place] = part.values[:, column], part.game[:, column]
@@ -172,44 +159,14 @@ def join(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def compare(scores: Scores, draws: int = DRAWS, seed: int = 0) -> tuple[Comparison, ...]:
-    """Every pair of methods, on the pictures that were measured with all of them.
-
-    Raises
-    ------
-    ValueError
-        When there is no such picture.
-    """
-    whole = scores.complete()
-    if not whole.pictures:
-        raise ValueError(f"no picture was measured with every method of {scores.model}; compare fewer methods")
-    place = METRICS.index("ADCC")
-    means, samples, single = whole.means[:, place], whole.resample(draws, seed)[..., place], whole.adcc_per_image
-    found = []
-    for a, b in combinations(range(len(whole.methods)), 2):
-        gaps = samples[:, a] - samples[:, b]
-        rare = min((gaps <= 0).sum(), (gaps >= 0).sum())
-        low, high = np.percentile(gaps, (2.5, 97.5))
-        found.append(
-            Comparison(
-                whole.methods[a],
-                whole.methods[b],
-                float(means[a] - means[b]),
-                (float(low), float(high)),
-                min(1.0, float(2 * (rare + 1) / (draws + 1))),
-                float((single[:, a] > single[:, b]).mean()),
-                float((single[:, a] < single[:, b]).mean()),
-            )
-        )
-    return tuple(found)
-
-
 def sort_methods(names: Iterable[str]) -> list[str]:
     """The paper's order, then others by their names, baselines last."""
     return sorted(names, key=lambda name: (name in BASELINES, ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
-def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], at: NDArray[np.intp]) -> Scores:
+def _score(
+    rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], at: NDArray[np.intp], more: Sequence[str]
+) -> Scores:
     model, layer, utility = (codes[name][1][codes[name][0][at[0]]] for name in ("model", "layer", "utility"))
     columns, method = _places(codes["method"], at, lambda names: ["", *sort_methods(names - {""})])
     pictures, picture = _places(codes["picture"], at, sorted)
@@ -228,11 +185,11 @@ def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], 
             "IC": formulas.increase_in_confidence(full, kept),
             "ADD": formulas.average_drop_in_deletion(full, deleted),
         }
-    values = np.stack([found[name] for name in _MEANS], -1)
+    values = np.stack([*(found[name] for name in _MEANS), *(mine[name].to_numpy() for name in more)], -1)
     status = np.array(codes["status"][1], dtype=object)[codes["status"][0][at]]
     status[(status == "ok") & ~np.isfinite(values).all(-1)] = "a score is not a number"
     good = (status == "ok") & (method > 0)
-    table = np.full((len(pictures), len(columns), len(_MEANS)), np.nan)
+    table = np.full((len(pictures), len(columns), values.shape[-1]), np.nan)
     table[picture[good], method[good]] = values[good]
     game = np.full((len(pictures), len(columns), len(GAME)), np.nan)
     game[picture[good], method[good]] = np.stack([mine[name].to_numpy() for name in GAME], -1)[good]
@@ -241,7 +198,8 @@ def _score(rows: pa.Table, codes: Mapping[str, tuple[NDArray[Any], list[str]]], 
     failed = Counter(status[status != "ok"].tolist())
     top1 = _top1(mine, picture)
     return Scores(
-        model, layer, utility, tuple(columns[1:]), measured, table[some, 1:], game[some, 1:], top1, failed, len(pictures)
+        model, layer, utility, (*METRICS, *(MORE[name] for name in more)), tuple(columns[1:]), measured, table[some, 1:],
+        game[some, 1:], top1, failed, len(pictures),
     )  # fmt: skip
 
 

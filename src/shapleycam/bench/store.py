@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
             for name in ("full", "kept", "deleted", "coherency", "complexity", "discrimination")
         ),
         *(pa.field(name, pa.float32()) for name in ("error", "pearson", "spearman", "sign", "noise")),
+        *(pa.field(name, pa.float32()) for name in ("insertion", "deletion", "road")),
         pa.field("map", pa.list_(pa.float16())),
         pa.field("map_scale", pa.float32()),
         pa.field("map_h", pa.int16()),
@@ -39,7 +40,8 @@ SCHEMA = pa.schema(
 """A row for each picture and method; a picture that could not be read has one row, its method "".
 
 `label`, `predicted` and `target` are class indices. The signed explanation E is `map * map_scale`, see
-`explanation_map`; baselines have none. `error` to `noise`, see `Fidelity`, are null unless the run was asked for them.
+`explanation_map`; baselines have none. `error` to `noise`, see `Fidelity`, and `insertion` to `road`, see the functions of
+these names, are null unless the run was asked for them.
 `status` is "ok" or the reason why a row's numbers are not to be used.
 """
 
@@ -196,8 +198,13 @@ def read_footer(path: Path) -> Footer | None:
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a part."""
-    return pq.ParquetFile(path).read(columns=None if columns is None else list(columns)).replace_schema_metadata()
+    """The rows of a part; columns that it does not have yet, for an older version made it, are null."""
+    wanted = pa.schema(SCHEMA if columns is None else [SCHEMA.field(name) for name in columns])
+    found = pq.ParquetFile(path).read(columns=wanted.names).replace_schema_metadata()
+    for field in wanted:
+        if field.name not in found.column_names:
+            found = found.append_column(field, pa.nulls(len(found), field.type))
+    return found.select(wanted.names)
 
 
 def read_rows(run: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -17,7 +17,6 @@ from .scores import BASELINES, COLUMNS, LOWER, METRICS, Floats, Scores, join, sc
 from .store import read_configuration, read_rows
 
 View = Literal["scores", "published", "wins"]
-HEAD = ("Method", *(f"{name} {'↓' if name in LOWER else '↑'}" for name in METRICS))
 
 
 def table(
@@ -79,9 +78,9 @@ def make_grids(
     long: bool = False,
 ) -> list[Grid]:
     """The grids of `table`, of rows that are at hand; `long` for a line to each pair or method instead of notes."""
-    if sort is not None and sort.upper() not in {name.upper() for name in METRICS}:
-        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(METRICS)}")
     found = [_chosen(scores, methods, baselines) for scores in scores_in_order(rows, utilities)]
+    if sort is not None and sort.upper() not in {name.upper() for name in found[0].metrics}:
+        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(found[0].metrics)}")
     if view == "published":
         return against(found, configuration)
     if view == "wins":
@@ -140,8 +139,8 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
     same = coinciding(scores)
     listed = list(scores.methods if long else same)
     if sort is not None:
-        column = [each.upper() for each in METRICS].index(sort.upper())
-        sign = 1 if METRICS[column] in LOWER else -1
+        column = [each.upper() for each in scores.metrics].index(sort.upper())
+        sign = 1 if scores.metrics[column] in LOWER else -1
         listed.sort(key=lambda each: np.nan_to_num(sign * means[scores.methods.index(each), column], nan=np.inf))
     ranks = _ranks(scores, means, list(same))
     beaten = _beaten(scores, means)
@@ -155,15 +154,16 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
                 float(means[i, j]),
                 None if ends is None else (float(ends[0, i, j]), float(ends[1, i, j])),
                 int(ranks[i, j]),
-                "†" if each in beaten and METRICS[j] == "ADCC" else "",
+                "†" if each in beaten and metric == "ADCC" else "",
             )
-            for j in range(len(METRICS))
+            for j, metric in enumerate(scores.metrics)
         ]
         tail: tuple[str | Cell, ...] = (
             (*game[each], stands_for.get(each, ""), " ".join(beaten.get(each, ()))) if long else ()
         )
         rows.append((each, *cells, *tail))
-    head = (*HEAD, *TITLES.values(), "same as", "beaten by") if long else HEAD
+    shown = (f"{metric} {'↓' if metric in LOWER else '↑'}" for metric in scores.metrics)
+    head = ("Method", *shown, *((*TITLES.values(), "same as", "beaten by") if long else ()))
     notes = (*same_notes(same), *_baseline_notes(scores, means, beaten), *failure_notes(scores, expected))
     return Grid(title(scores), name(scores), head, tuple(rows), notes, key(scores))
 
@@ -172,7 +172,7 @@ def _ranks(scores: Scores, means: Floats, listed: Sequence[str]) -> np.ndarray[A
     """1 for the best and 2 for the second of the numbers as printed; RandomCAM and baselines run out of competition."""
     ranks = np.zeros(means.shape, int)
     inside = [scores.methods.index(each) for each in listed if base(each) not in (*BASELINES, "RandomCAM")]
-    for j, metric in enumerate(METRICS):
+    for j, metric in enumerate(scores.metrics):
         shown = np.round(means[:, j], 2) * (1 if metric in LOWER else -1)
         order = sorted({shown[i] for i in inside if np.isfinite(shown[i])})
         for i in inside if len(inside) > 1 else ():
@@ -199,7 +199,9 @@ def _baseline_notes(scores: Scores, means: Floats, beaten: Mapping[str, Sequence
     others = [i for i, each in enumerate(scores.methods) if base(each) not in BASELINES]
     for i, each in enumerate(scores.methods):
         if base(each) in BASELINES and others:
-            signs = [1 if metric in LOWER else -1 for metric in METRICS]
-            best = [m for j, m in enumerate(METRICS) if (signs[j] * means[i, j] < signs[j] * means[others, j]).all()]
+            signs = [1 if metric in LOWER else -1 for metric in scores.metrics]
+            best = [
+                m for j, m in enumerate(scores.metrics) if (signs[j] * means[i, j] < signs[j] * means[others, j]).all()
+            ]
             if best:
                 yield f"{each} is better than every method in {', '.join(best)}."

@@ -1,0 +1,1 @@
+"""The page: look, compare, and play the game in a browser."""

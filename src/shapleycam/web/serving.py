@@ -1,0 +1,124 @@
+"""`serve`: the page on this machine, for models of the zoo or one's own."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..network.preprocess import Preprocess
+from ..network.zoo import Model, load_model
+from .blocks import build
+
+IMAGENET = Preprocess((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def serve(
+    model: Model | nn.Module | str | Sequence[str] = "efficientnet_lite0",
+    *,
+    preprocess: Preprocess | None = None,
+    class_names: Sequence[str] | None = None,
+    weights: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_upload: str = "20mb",
+    wait: bool = True,
+) -> "Served":
+    """Open the page: explain, compare and play in a browser, for a first look, a lecture, or a demo of one's own model.
+
+    Parameters
+    ----------
+    model
+        Names as in `load_model`, what `load_model` gives, or a module that makes logits of images.
+    preprocess, class_names
+        Of a module of one's own: ImageNet's preprocessing and "class 0", "class 1", ... if not given.
+    weights
+        For each name a file, or "random".
+    host, port
+        Where to listen: this machine alone unless told otherwise.
+    max_upload
+        The largest file that the page takes.
+    wait
+        Whether to return only when the server is stopped; otherwise `Served`, which is closed when it is no longer needed.
+
+    Raises
+    ------
+    ValueError
+        As `load_model`, and for weights of a model that is not served.
+    OSError
+        When the port is taken.
+    """
+    models = _models(model, preprocess, class_names, weights or {}, device)
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        sys.stderr.write(
+            f"shapleycam: {host} can be reached from other machines: whoever reaches port {port} can use this page; it has no "
+            "password and no encryption\n"
+        )
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the page asks nobody for anything
+    folder = tempfile.TemporaryDirectory(prefix="shapleycam-")
+    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name).resolve())
+    served = Served(f"http://{host}:{port}", build(models, Path(folder.name).resolve()), folder)
+    try:
+        served.page.launch(
+            server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
+            allowed_paths=[], max_file_size=max_upload, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False,
+            inbrowser=False, run_history=False,
+        )  # fmt: skip
+        if wait:
+            sys.stderr.write(f"shapleycam: {served.url} (Ctrl-C ends it)\n")
+            served.page.block_thread()
+    except BaseException:
+        served.close()
+        raise
+    if wait:
+        served.close()
+    return served
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that is open."""
+
+    url: str
+    page: Any = field(repr=False)
+    folder: "tempfile.TemporaryDirectory[str]" = field(repr=False)
+    """Uploads and downloads, deleted when the page is closed."""
+
+    def close(self) -> None:
+        """Stop serving, and delete whatever was uploaded."""
+        self.page.close(verbose=False)
+        self.folder.cleanup()
+
+
+def _models(
+    model: Model | nn.Module | str | Sequence[str],
+    preprocess: Preprocess | None,
+    class_names: Sequence[str] | None,
+    weights: Mapping[str, str],
+    device: str,
+) -> dict[str, Model]:
+    if isinstance(model, Model):
+        return {model.name: model}
+    if isinstance(model, nn.Module):
+        name = type(model).__name__
+        classes = tuple(class_names) if class_names is not None else _numbered(model)
+        return {name: Model(name, model, preprocess or IMAGENET, classes, None, {}, "the caller's")}
+    names = [model] if isinstance(model, str) else list(model)
+    if stray := [name for name in weights if name not in names]:
+        raise ValueError(
+            f"weights are given for {', '.join(stray)}, which is not served; models are {', '.join(names)}"
+        )
+    return {name: load_model(name, weights=weights.get(name), device=device) for name in names}
+
+
+def _numbered(module: nn.Module) -> tuple[str, ...]:
+    linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
+    if not linear:
+        raise ValueError("the network has no linear layer that tells how many classes it has; pass class_names=[...]")
+    return tuple(f"class {i}" for i in range(linear[-1].out_features))

@@ -1,0 +1,131 @@
+"""What is behind the page: a picture expanded once, users kept apart, memory and folders that stay small."""
+
+import gc
+import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import shapleycam as sc
+from shapleycam.web import page as page_module
+from shapleycam.web.look import SIDE, Look, Looks, look
+from shapleycam.web.page import Page
+from tiny import network
+
+
+def picture(seed: int = 0, w: int = 24, h: int = 20) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (h, w, 3), dtype=np.uint8))
+
+
+@contextmanager
+def heads(model: sc.Model) -> Iterator[list[int]]:
+    """How many images run through the network's first layer."""
+    seen: list[int] = []
+    handle = model.module[0].register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("layer", [None, "conv"])
+def test_every_class_utility_and_method_comes_from_one_pass(layer: str | None) -> None:
+    model = network()
+    images = model.preprocess([picture()])
+    with heads(model) as seen:
+        opened = look(model, picture(), layer)
+        outs = {(t, u): opened.explain(sc.SETS["all"], t, u) for t in (None, 0, 3) for u in ("rest", "post-softmax")}
+        played = opened.without([0, 5], 2, "rest")
+        opened.curve(list(range(64)), 2, "rest")
+    assert seen == [1]
+    for (target, utility), out in outs.items():
+        alone = sc.explain(model, images, layer=layer, methods="all", targets=target, utility=utility)
+        for name in alone.explanations:
+            torch.testing.assert_close(out.explanations[name], alone.explanations[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(out.heatmaps[name], alone.heatmaps[name], rtol=0, atol=1e-5)
+    game = sc.game(model, images, layer=layer, target=2)
+    here = torch.ones(1, 64, dtype=torch.bool)
+    here[0, [0, 5]] = False
+    assert played[0] == pytest.approx(game.worth(here).item(), abs=1e-5)
+
+
+def test_a_curve_is_the_worth_of_those_who_are_left() -> None:
+    model = network()
+    opened = look(model, picture())
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
+    found = opened.curve(order, 1, "rest")
+    game = opened.game(1, "rest")
+    for left in (0, 1, 7, 64):
+        here = torch.ones(1, 64, dtype=torch.bool)
+        here[0, order[:left]] = False
+        assert found[left] == pytest.approx(game.worth(here).item(), abs=1e-5)
+
+
+def test_players_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"players \[64\] are out of range; there are 0 to 63"):
+        look(network(), picture()).without([64], 0, "rest")
+
+
+def test_large_pictures_are_reduced_first() -> None:
+    opened = look(network(), picture(0, SIDE + 500, 600))
+    assert max(opened.picture.size) == SIDE
+
+
+def test_looks_keep_the_newest_and_forget_those_who_leave() -> None:
+    looks, opened = Looks(most=2), look(network(), picture())
+    for session in ("a", "b"):
+        looks.put(session, opened)
+    assert isinstance(looks.get("a"), Look)  # so that b is the oldest
+    looks.put("c", opened)
+    assert (looks.get("b"), len(looks)) == (None, 2)
+    looks.drop("a")
+    assert looks.get("a") is None
+
+
+def test_a_thousand_requests_leave_memory_flat(tmp_path: Path) -> None:
+    page, draw, seen = Page({"tiny": network()}, tmp_path), random.Random(0), []
+    for request in range(1000):
+        session = f"user {draw.randrange(50)}"
+        if page.looks.get(session) is None or draw.random() < 0.2:
+            page.open(picture(draw.randrange(9)), "tiny", draw.choice([None, "conv"]), session)
+        target, utility = draw.choice([None, 0, 4]), draw.choice(["rest", "pre-softmax"])
+        kind = draw.randrange(4)
+        if kind == 0:
+            page.of(session).explain([draw.choice([*sc.METHODS])], target, utility)
+        elif kind == 1:
+            page.without(session, draw.sample(range(64), 9), target, utility)
+        elif kind == 2:
+            page.downloads(session, "GradCAM", target, utility, 0.5, "inferno")
+        else:
+            page.leave(session)
+        if request % 300 == 99:
+            gc.collect()
+            seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    assert seen[-1] - seen[0] < 40  # MiB
+    assert len(list(tmp_path.rglob("*.npz"))) <= 50
+
+
+def test_the_folder_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_module, "HELD", 1000)
+    page = Page({"tiny": network()}, tmp_path)
+    old, new = tmp_path / "old.bin", tmp_path / "new.bin"
+    for path in (old, new):
+        path.write_bytes(b"x" * 900)
+    import os
+
+    os.utime(old, (1, 1))
+    page.open(picture(), "tiny", None, "a")
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_names_that_look_like_paths_stay_in_the_folder(tmp_path: Path) -> None:
+    page = Page({"tiny": network()}, tmp_path / "inner")
+    page.open(picture(), "tiny", None, "../../evil")
+    files = page.downloads("../../evil", "GradCAM", None, "rest", 0.5, "inferno")
+    assert all(Path(each).resolve().is_relative_to((tmp_path / "inner").resolve()) for each in files)
+    page.leave("../../evil")
+    assert not any(Path(each).exists() for each in files)

@@ -1,0 +1,325 @@
+"""The page in a real browser: what a visitor clicks, what he reads, and that it is what the library says."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import shapleycam as sc
+
+pytest.importorskip("gradio", reason="the page is in the extra web")
+playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no chromium on this machine (Debian: apt install chromium)", allow_module_level=True)
+
+pytestmark = [pytest.mark.large, pytest.mark.filterwarnings("ignore")]  # what gradio's own libraries warn of
+DATA = Path(sc.__file__).parent / "data"
+CAT = DATA / "cat.jpg"
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def model() -> sc.Model:
+    torch.set_num_threads(1)
+    return sc.load_model("efficientnet_lite0")
+
+
+@pytest.fixture(scope="module")
+def served(model: sc.Model) -> Iterator[Any]:
+    page = sc.serve(model, port=free_port(), max_upload="2mb", wait=False)
+    yield page
+    folder = Path(page.folder.name)
+    page.close()
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A browser window of its own, whose requests and complaints are kept."""
+
+    def __init__(self, chromium: Any, url: str, width: int = 1280) -> None:
+        self.window = chromium.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+        self.page, self.requests, self.errors = self.window.new_page(), [], []
+        self.page.set_default_timeout(60_000)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(url)
+        self.page.wait_for_selector("#example-cat")
+
+    def wait(self, script: str) -> None:
+        self.page.wait_for_function(script)
+
+    def words(self) -> str:
+        return str(self.page.inner_text("#words"))
+
+    def open(self, path: Path) -> None:
+        self.page.set_input_files("#upload input[type=file]", str(path))
+
+    def choose(self, dropdown: str, value: str) -> None:
+        self.page.click(f"#{dropdown} input")
+        self.page.get_by_role("option", name=value, exact=True).click()
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name).click()
+
+    def said(self, name: str) -> str:
+        return str(self.page.inner_text(f"#board .said [data-name={name}]"))
+
+    def toast(self) -> str:
+        self.page.wait_for_selector(".toast-body")
+        return str(self.page.inner_text(".toast-body"))
+
+
+@pytest.fixture
+def visitor(chromium: Any, served: Any) -> Iterator[Visitor]:
+    each = Visitor(chromium, served.url)
+    yield each
+    outside = [url for url in each.requests if not url.startswith((served.url, "data:", "blob:"))]
+    each.window.close()
+    assert outside == []
+
+
+def at_the_cat(visitor: Visitor, model: sc.Model) -> Visitor:
+    visitor.page.click("#example-cat")
+    visitor.wait("document.querySelector('#words').innerText.includes('tiger cat')")
+    return visitor
+
+
+def test_a_visitor_explains_compares_and_plays(visitor: Visitor, model: sc.Model) -> None:
+    images = model.preprocess([CAT])
+    out = sc.explain(model, images, methods="ShapleyCAM")
+    visitor.open(CAT)
+    visitor.wait("document.querySelector('#words').innerText.includes('tiger cat')")
+    gap = out.efficiency_gap["ShapleyCAM"][0].item()
+    assert f"an efficiency gap of {gap:.1%}" in visitor.words()
+    # The second class, another method.
+    second = int(out.logits[0].topk(2).indices[1])
+    visitor.page.locator("#target label").nth(1).click()
+    visitor.wait(f"document.querySelector('#words').innerText.includes({model.class_names[second]!r})")
+    visitor.choose("method", "LayerCAM")
+    visitor.wait("document.querySelector('#words').innerText.includes('LayerCAM at')")
+    assert "does not claim that its shares add up" in visitor.words()
+    # All methods beside each other, and what they score.
+    visitor.tab("Compare")
+    visitor.page.click("#compare-button")
+    visitor.page.wait_for_selector("#sheet img")
+    # Three players leave by a click; the utility is that of the game.
+    visitor.tab("Play")
+    visitor.page.wait_for_selector("#board .cell")
+    for player in (10, 24, 30):
+        visitor.page.locator("#board .cell").nth(player).click()
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '46 of 49'")
+    played = sc.game(model, images, target=second)
+    here = torch.ones(1, 49, dtype=torch.bool)
+    here[0, [10, 24, 30]] = False
+    wanted = played.worth(here).item()
+    visitor.wait(
+        f"Math.abs(Number(document.querySelector('#board .said [data-name=utility]').innerText) - {wanted}) < 2e-4"
+    )
+    # One of them comes back, with the keyboard alone.
+    visitor.page.locator("#board .cell").nth(24).focus()
+    visitor.page.keyboard.press("ArrowRight")
+    visitor.page.keyboard.press("ArrowLeft")
+    visitor.page.keyboard.press("Space")
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '47 of 49'")
+    here[0, 24] = True
+    wanted = played.worth(here).item()
+    visitor.wait(
+        f"Math.abs(Number(document.querySelector('#board .said [data-name=utility]').innerText) - {wanted}) < 2e-4"
+    )
+    assert visitor.errors == []
+
+
+def test_dragging_paints_and_a_chosen_player_shows_who_needs_it(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Play")
+    cells = visitor.page.locator("#board .cell")
+    cells.first.wait_for()
+    boxes = [cells.nth(player).bounding_box() for player in (0, 1, 2, 3)]
+    visitor.page.mouse.move(*middle(boxes[0]))
+    visitor.page.mouse.down()
+    for box in boxes[1:]:
+        visitor.page.mouse.move(*middle(box), steps=4)
+    visitor.page.mouse.up()
+    visitor.wait("document.querySelectorAll('#board .cell.gone').length === 4")
+    visitor.page.click("#board .back")
+    visitor.wait("document.querySelectorAll('#board .cell.gone').length === 0")
+    visitor.page.check("#board input[value=needs]")
+    cells.nth(24).click()
+    visitor.page.wait_for_selector("#board .cell.chosen[data-player='24']")
+    images = model.preprocess([CAT])
+    needs = sc.interactions(sc.game(model, images))[24]
+    title = str(cells.nth(25).get_attribute("title"))
+    assert float(title.rpartition(" ")[2]) == pytest.approx(needs[25].item(), rel=0.01)
+    assert title.startswith("they need each other" if needs[25] > 0 else "redundant")
+    assert visitor.errors == []
+
+
+def middle(box: Any) -> tuple[float, float]:
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_values_are_worked_out_and_players_leave_by_themselves(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Play")
+    visitor.page.wait_for_selector("#board .cell")
+    visitor.page.click("#values-button")
+    visitor.page.wait_for_selector("#curves img")
+    told = visitor.page.inner_text("#told")
+    full, empty = (getattr(sc.game(model, model.preprocess([CAT])), each).item() for each in ("full", "empty"))
+    assert f"The values add up to {full - empty:.4f}" in told
+    visitor.page.click("#board .best")
+    visitor.wait("document.querySelectorAll('#board .cell.gone').length >= 3")
+    best = visitor.page.evaluate(
+        "[...document.querySelectorAll('#board .cell.gone')].map(c => Number(c.dataset.player))"
+    )
+    place = told.split("row ")[1]
+    player = (int(place.split(",")[0]) - 1) * 7 + int(place.split("column ")[1].split(" ")[0]) - 1
+    assert player in best
+    assert visitor.errors == []
+
+
+def test_measured_methods_are_sorted(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Compare")
+    visitor.choose("which", "path")
+    visitor.page.click("#measure-button")
+    visitor.wait("document.querySelector('#metrics').innerText.includes('AumannCAM-E')")
+    visitor.page.wait_for_selector("#sheet img")
+    found = sc.measure(model, model.preprocess([CAT]), methods="path")
+    text = visitor.page.inner_text("#metrics")
+    for place, name in enumerate(found.methods):
+        row = text.split(f"{name}\n")[1].split("\n")
+        assert float(row[2]) == pytest.approx(100 * found.coherency[0, place].item(), abs=0.006)
+    order = sorted(found.methods, key=lambda name: -found.coherency[0, found.methods.index(name)].item())
+    visitor.choose("sort", "coherency")
+    first = "document.querySelector('#metrics').innerText.split('complexity in %')[1].trim()"
+    visitor.wait(f"{first}.startsWith('{order[0]}\\n')")
+    assert visitor.errors == []
+
+
+def test_files_are_those_of_the_library(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).page.click("#save")
+    out = sc.explain(model, model.preprocess([CAT]))
+    with visitor.page.expect_download() as held:
+        visitor.page.get_by_role("link", name="Download").or_(visitor.page.locator("a[download='map.npz']")).nth(
+            0
+        ).click()
+    name = held.value.suggested_filename
+    assert name in ("overlay.png", "map.npz", "explanation.json")
+    with visitor.page.expect_download() as held:
+        visitor.page.locator("a[download='map.npz']").first.click()
+    arrays = np.load(BytesIO(Path(held.value.path()).read_bytes()))
+    np.testing.assert_allclose(arrays["explanation"], out.explanations["ShapleyCAM"][0].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("notes.txt", b"no picture", "no picture that pillow knows"),
+        ("empty.png", b"", "empty"),
+        (
+            "drawing.svg",
+            b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+            "no picture that pillow knows",
+        ),
+        ("polyglot.jpg", b"GIF89a/*<script>alert(1)</script>*/", "no picture that pillow knows"),
+        ("large.bmp", b"BM" + b"0" * 3_000_000, "size"),
+    ],
+)
+def test_what_is_no_picture_is_refused_in_words(
+    visitor: Visitor, served: Any, name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    visitor.open(tmp_path / name)
+    said = visitor.toast()
+    assert words in said.lower()
+    assert str(served.folder.name) not in said
+
+
+def test_a_decompression_bomb_is_refused(visitor: Visitor, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.png"
+    Image.new("1", (20_000, 20_000)).save(bomb)
+    visitor.open(bomb)
+    assert "megapixel" in visitor.toast()
+
+
+def test_two_visitors_never_see_each_others_picture(chromium: Any, served: Any, model: sc.Model) -> None:
+    one, two = Visitor(chromium, served.url), Visitor(chromium, served.url)
+    at_the_cat(one, model)
+    two.page.click("#example-coffee")
+    two.wait("document.querySelector('#words').innerText.includes('espresso')")
+    one.choose("method", "HiResCAM")
+    one.wait("document.querySelector('#words').innerText.includes('HiResCAM at')")
+    assert "tiger cat" in one.words()
+    two.choose("method", "HiResCAM")
+    two.wait("document.querySelector('#words').innerText.includes('HiResCAM at')")
+    assert "espresso" in two.words()
+    for each in (one, two):
+        each.window.close()
+
+
+@pytest.mark.parametrize("width", [390, 1600])
+def test_the_page_fits_narrow_and_wide_windows(chromium: Any, served: Any, model: sc.Model, width: int) -> None:
+    visitor = Visitor(chromium, served.url, width)
+    at_the_cat(visitor, model).tab("Play")
+    visitor.page.wait_for_selector("#board .cell")
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
+    box = visitor.page.locator("#board .board").bounding_box()
+    assert box["width"] == pytest.approx(box["height"], abs=2)
+    assert visitor.errors == []
+    visitor.window.close()
+
+
+def test_the_http_api_gives_the_librarys_map(served: Any, model: sc.Model) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(served.url, verbose=False, analytics_enabled=False)
+    found = client.predict(handle_file(str(CAT)), "ShapleyCAM-H", "rest", model.name, api_name="/explain")
+    out = sc.explain(model, model.preprocess([CAT]), methods="ShapleyCAM-H")
+    torch.testing.assert_close(
+        torch.tensor(found["explanation"]), out.explanations["ShapleyCAM-H"][0], rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(torch.tensor(found["heatmap"]), out.heatmaps["ShapleyCAM-H"][0], rtol=0, atol=1e-6)
+    assert json.dumps(found["target"]) == json.dumps({"index": 282, "name": "tiger cat"})
+    with pytest.raises(Exception, match="expected a picture, a method of"):
+        client.predict(handle_file(str(CAT)), "NoCAM", "rest", model.name, api_name="/explain")
+
+
+def test_eight_users_at_once_get_what_each_would_get_alone(served: Any, model: sc.Model) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gradio_client import Client, handle_file
+
+    pictures = [CAT, DATA / "coffee.jpg"] * 4
+    methods = ["ShapleyCAM", "GradCAM", "LayerCAM", "AumannCAM"] * 2
+    clients = [Client(served.url, verbose=False, analytics_enabled=False) for _ in pictures]
+
+    def ask(client: Any, picture: Path, method: str) -> Any:
+        return client.predict(handle_file(str(picture)), method, "rest", model.name, api_name="/explain")
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, clients, pictures, methods))
+    for picture, method, found in zip(pictures, methods, answers, strict=True):
+        out = sc.explain(model, model.preprocess([picture]), methods=method)
+        torch.testing.assert_close(torch.tensor(found["explanation"]), out.explanations[method][0], rtol=0, atol=1e-5)
