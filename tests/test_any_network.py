@@ -1,6 +1,7 @@
 """Networks of every kind, explained with no argument but the model: tokens, signals, volumes, many inputs, other outputs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -278,3 +279,118 @@ def test_a_signal_for_an_image_network_is_refused() -> None:
         ValueError, match=r"shape \(3, 8, 8\), expected a batch \(b, channels, H, W\); use images\[None\]"
     ):
         explain(network, noise(3, 8, 8))
+
+
+# What strangers met
+
+
+@pytest.mark.parametrize("surrounding", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("make", [vit, lambda: signals()])
+def test_the_layer_is_found_without_autograd_around(
+    make: Callable[[], nn.Module], surrounding: Callable[[], Any]
+) -> None:
+    network = make()
+    x = noise(1, 2, 40) if isinstance(network, nn.Sequential) else noise(1, 3, 32, 32)
+    wanted = explain(network, x)
+    with surrounding():
+        found = explain(network, x)
+        assert suggest_layers(network, x)[0].layer == replace(wanted.layer, reason="")
+    assert torch.equal(found.heatmaps["ShapleyCAM"], wanted.heatmaps["ShapleyCAM"])
+
+
+def test_methods_of_the_maps_and_of_the_image_are_measured_together() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    )
+    x, names = noise(2, 3, 12, 12), ["GradCAM", "FullGrad", "EigenCAM"]
+    found = library.measure(network, x, methods=names)
+    for place, name in enumerate(names):
+        alone = library.measure(network, x, methods=name)
+        torch.testing.assert_close(found.kept[:, place], alone.kept[:, 0], rtol=0, atol=1e-9)
+        torch.testing.assert_close(found.coherency[:, place], alone.coherency[:, 0], rtol=0, atol=1e-9)
+
+
+class TwoTowers(nn.Module):
+    """Pictures and texts: as many texts as pictures, whose tokens would fit on a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 6, 3), nn.GELU()
+        self.words, self.place, self.norm = nn.Embedding(9, 6), nn.Embedding(5, 6), nn.LayerNorm(6)
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> Tensor:
+        seen = self.act(self.conv(pixels)).mean((2, 3))
+        read = self.norm(self.words(tokens) + self.place(torch.arange(5)[None].expand(len(tokens), -1))).mean(1)
+        return seen @ read.T
+
+
+def test_layers_that_know_nothing_of_the_image_are_not_suggested() -> None:
+    network = living(TwoTowers())
+    given = {"pixels": noise(2, 3, 12, 12), "tokens": torch.tensor([[1, 2, 3, 4, 5], [2, 4, 6, 8, 0]])}
+    names = [each.layer.name for each in suggest_layers(network, given)]
+    assert names == ["act", "conv"]
+    assert explain(network, given).layer.name == "act"
+
+
+class Boxes(nn.Module):
+    """A detector's head: (b, boxes, classes) beside the maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.act, self.head, self.flat = nn.Conv2d(3, 5, 3), nn.GELU(), nn.Conv2d(5, 4, 1), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = self.flat(self.head(self.act(self.maps(x))).flatten(2).mT)  # (b, boxes, 4)
+        return boxes.amax(1)
+
+
+def test_a_detectors_classes_are_no_grid() -> None:
+    names = [each.layer.name for each in suggest_layers(living(Boxes()), noise(1, 3, 11, 15))]
+    assert names[0] == "head"
+    assert "flat" not in names or names.index("flat") > 0
+
+
+def test_a_layout_that_does_not_fit_is_named() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    )
+    with pytest.raises(ValueError, match=r'which layout=Layout\("btn"\) does not fit; leave layout out'):
+        explain(network, noise(1, 3, 12, 12), layer="1", layout="btn")
+
+
+def test_a_blind_layer_of_a_vit_says_why() -> None:
+    out = explain(vit(), noise(1, 3, 32, 32), layer="blocks.2", methods="GradCAM")
+    assert "a class token alone is read behind it; take a layer before" in str(out.warnings[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"methods": None}, r"methods is None, expected names; None is a NoneType"),
+        ({"methods": ["GradCAM", 3]}, r"expected names; 3 is a int"),
+        ({"layer": 3}, r"layer is a int, expected a dotted name, a submodule, or a list of them"),
+        ({"layer": [3]}, r"layer is a int, expected a dotted name"),
+        ({"output": "logits"}, r"output is a str, expected a function of what the network puts out"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        explain(signals(), noise(1, 2, 40), **options)
+
+
+@pytest.mark.parametrize("samples", [-1, 2.5, "a"])
+def test_samples_that_are_no_number_are_refused(samples: Any) -> None:
+    with pytest.raises(ValueError, match="expected a number of noisy images, 0 for none"):
+        explain(signals(), noise(1, 2, 40), samples=samples)
+
+
+def test_samples_average_over_noise_and_say_how_much_it_matters() -> None:
+    network, x = signals(), noise(2, 2, 40)
+    out = explain(network, x, methods=["GradCAM", "RandomCAM"], samples=4, level=0.1, layer="3")
+    again = explain(network, x[1:], methods=["GradCAM", "RandomCAM"], samples=4, level=0.1, layer="3")
+    for name in ("GradCAM", "RandomCAM"):
+        torch.testing.assert_close(out.explanations[name][1:], again.explanations[name], rtol=1e-9, atol=1e-12)
+        assert (out.deviations[name] > 0).all()
+    plain = explain(network, x, methods="GradCAM", layer="3").explanations["GradCAM"]
+    gap = (out.explanations["GradCAM"] - plain).abs()
+    assert 0 < gap.max() < 3 * out.deviations["GradCAM"].max()

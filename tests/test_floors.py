@@ -51,6 +51,7 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "plays": (4, ARRAYS, frozenset()),
     "__main__": (4, frozenset(), frozenset()),
     "progress": (4, frozenset({"rich"}), frozenset()),
+    "cli_lists": (4, frozenset(), ARRAYS | {"rich"}),
     "cli_bench": (4, frozenset({"cyclopts"}), frozenset()),
     "cli": (4, frozenset({"cyclopts", "rich"}), ARRAYS),
     "compat": (4, ARRAYS, SLOW | {"shapiq"}),
@@ -78,7 +79,7 @@ NETWORK = (
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 4100
+CORE_LINES = 4150
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -210,7 +211,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_4100_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_4150_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

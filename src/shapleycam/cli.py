@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 
 from . import __version__
 from .cli_bench import bench, names_in, report, settings, table
+from .cli_lists import as_table, layers, methods, models
 
 app = App(
     name="shapleycam",
@@ -22,6 +23,9 @@ app = App(
 app.command(bench, config=settings)
 app.command(table)
 app.command(report)
+app.command(models)
+app.command(methods)
+app.command(layers)
 
 
 @app.command
@@ -36,6 +40,7 @@ def explain(
     top: int = 1,
     preprocess: Literal["own", "paper"] = "own",
     out: Path = Path("out"),
+    samples: int = 0,
     batch: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -53,9 +58,9 @@ def explain(
     methods
         Names that `shapleycam methods` lists, with commas, or "paper", "path" or "all".
     layer
-        "gap", "conv", or a name that `shapleycam layers MODEL` lists.
+        "gap", "conv", or a name that `shapleycam layers MODEL` lists; "gap", or the best of these, if not given.
     utility
-        rest, pre-softmax, post-softmax or log-softmax.
+        rest, pre-softmax, post-softmax, log-softmax; rest-sigmoid for logits that stand each for itself.
     target
         The class to explain: an index, a wnid, a class name, or "least"; the predicted class if not given.
     top
@@ -64,6 +69,8 @@ def explain(
         The network's own preprocessing, or the paper's.
     out
         The folder to write to.
+    samples
+        Average over so many pictures with noise on them (SmoothGrad), 0 for none.
     batch
         Pictures that run through the network together.
     seed
@@ -71,34 +78,23 @@ def explain(
     device
         cpu, cuda, cuda:1, mps, ...
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from .gallery import write_explanations
     from .network.zoo import load_model
+    from .progress import explaining
+    from .theory.cams import METHODS, SETS
 
     if not pictures:
         raise ValueError("no picture was given; name one or more files: shapleycam explain cat.jpg")
     loaded = load_model(model, weights=weights, preprocess=preprocess, seed=seed, device=device)
-    written = write_explanations(
-        loaded,
-        pictures,
-        out,
-        methods=[method.strip() for method in methods.split(",")],
-        layer=layer,
-        utility=utility,
-        target=target,
-        top=top,
-        seed=seed,
-        batch=batch,
-    )
-    failed = 0
-    many = len(pictures) > 4
-    for one in track(
-        written, "explaining", len(pictures) * top, console=Console(stderr=True), disable=not many, transient=True
-    ):
-        failed += one.failed
-        (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
+    names, failed = tuple(name.strip() for name in methods.split(",")), 0
+    with explaining(len(pictures) * top, bool(samples) or not METHODS.keys() >= {*names} - {*SETS}) as (done, slow):
+        for one in write_explanations(
+            loaded, pictures, out, methods=names, layer=layer, utility=utility, target=target, top=top, seed=seed,
+            batch=batch, samples=samples, progress=slow,
+        ):  # fmt: skip
+            done()
+            failed += one.failed
+            (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
     return _unread(failed, pictures)
 
 
@@ -214,64 +210,8 @@ def shapley(
             failed += one.failed
             (sys.stderr if one.failed else sys.stdout).write(f"{one.line}\n")
             if one.rows:
-                _table(HEAD, one.rows)
+                as_table(HEAD, one.rows)
     return _unread(failed, pictures)
-
-
-@app.command
-def models() -> int:
-    """List the zoo: name, parameters, input, the two target layers, where the weights come from."""
-    from .network.zoo import ZOO
-
-    rows = [
-        (name, f"{e.parameters / 1e6:.1f} M", f"{e.size} x {e.size}", e.gap, e.conv, e.origin)
-        for name, e in ZOO.items()
-    ]
-    return _table(("model", "parameters", "input", "gap", "conv", "weights"), rows)
-
-
-@app.command
-def methods() -> int:
-    """List the methods: name, equation, order, source, and what each costs beside one forward pass."""
-    from .searches import SEARCHES
-    from .theory.cams import METHODS
-
-    costs = {
-        "none": "nothing",
-        "first": "a backward pass over the tail",
-        "second": "two backward passes over the tail",
-        "path": "9 passes over the tail, and back",
-    }
-    rows = [(m.name, m.equation, str(m.order), m.source, costs[m.order]) for m in METHODS.values()]
-    more = [(m.name, m.equation, "", m.source, m.cost) for m in SEARCHES.values()]
-    return _table(("method", "equation", "order", "source", "cost"), [*rows, *more])
-
-
-@app.command
-def layers(model: str, *, weights: str | None = "random") -> int:
-    """List the layers of a model that can be a target, best first: name, shape, how they are read, and why they rank so.
-
-    Parameters
-    ----------
-    model
-        A name that `shapleycam models` lists, any timm tag, or torchvision/NAME.
-    weights
-        As in `explain`; random by default, since they hardly matter here.
-    """
-    import torch
-
-    from .layered import suggest_layers
-    from .network.zoo import load_model
-
-    loaded = load_model(model, weights=weights)
-    marks = {name: mark for mark, name in loaded.layers.items()}
-    images = torch.randn(1, 3, *loaded.input_size, generator=torch.Generator().manual_seed(0))
-    rows = [
-        (t.name, f"{t.maps} x {' x '.join(map(str, t.positions))}", t.layout, marks.get(t.name, ""), each.why)
-        for each in suggest_layers(loaded, images)
-        for t in (each.layer,)
-    ]
-    return _table(("layer", "maps x positions", "layout", "known as", "why"), rows)
 
 
 @app.command
@@ -341,17 +281,3 @@ def _unread(failed: int, pictures: Sequence[Path]) -> int:
     if failed:
         sys.stderr.write(f"{failed} of {len(pictures)} pictures could not be read\n")
     return int(failed > 0)
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*head, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a pipe has no width: nothing is to be folded there
-        console.width = 200
-    console.print(table)
-    return 0

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from .measurement import probability
 from .network.arguments import check_images, resolve_targets
 from .network.inputs import logits_of
 from .network.twin import twin, unwrap
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Images, Targets, Utilities
+from .theory.utility import probability
 
 ROOM = 2**22
 """Numbers of images that a network is given at a time."""
@@ -121,9 +121,10 @@ def blurred(images: Images) -> Images:
     place = (torch.arange(11)[:, None] + reach.long()) % 22  # beyond the edge it comes back, as in a mirror
     kernel = ((place == 5) | (place == 16)).double() @ (bell / bell.sum())
     flat = images.flatten(0, 1)[:, None]
-    for side in (kernel[:, None], kernel):
-        weight = side.to(images).view(1, 1, *(side.shape if side.ndim == 2 else (1, 11)))
-        flat = conv2d(flat, weight, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
+    with torch.autocast(images.device.type, enabled=False):
+        for side in (kernel[:, None], kernel):
+            weight = side.to(images).view(1, 1, *(side.shape if side.ndim == 2 else (1, 11)))
+            flat = conv2d(flat, weight, padding=(weight.shape[2] // 2, weight.shape[3] // 2))
     return flat[:, 0].view(images.shape)
 
 
@@ -132,6 +133,8 @@ def checked(
 ) -> tuple[Infer, Images, Targets]:
     """What gives a model's logits, its images without a graph, and the class of each."""
     check_images(model, images)
+    if not isinstance(heatmaps, Tensor):
+        raise TypeError(f"heatmaps is a {type(heatmaps).__name__}, expected a tensor (b, H, W); use torch.as_tensor")
     if heatmaps.shape != (len(images), *images.shape[2:]):
         raise ValueError(
             f"heatmaps have shape {tuple(heatmaps.shape)}, expected one on each image, "

@@ -150,6 +150,10 @@ def explain(
     torch.Size([2, 32, 32])
     """
     if layer is not None and not isinstance(layer, str | nn.Module):
+        if not isinstance(layer, list | tuple):
+            raise TypeError(
+                f"layer is a {type(layer).__name__}, expected a dotted name, a submodule, or a list of them"
+            )
         one = partial(
             explain, model, images, methods=methods, layout=layout, output=output, targets=targets, utility=utility,
             nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed, keys=keys, create_graph=create_graph,
@@ -158,6 +162,8 @@ def explain(
         if not layer:
             raise ValueError("layer is an empty list; expected one or more layers, or None")
         return Layered({found.layer.name: found for found in (one(layer=each) for each in layer)})
+    if not isinstance(samples, int) or samples < 0:
+        raise ValueError(f"samples is {samples!r}, expected a number of noisy images, 0 for none")
     names = resolve_names(methods, SEARCHES)
     if create_graph:
         _refuse_untrainable(names, samples)

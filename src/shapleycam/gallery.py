@@ -3,7 +3,7 @@
 import json
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain, count
@@ -18,6 +18,7 @@ from .batch import Explanation
 from .explanation import explain
 from .network.pictures import PictureError
 from .network.zoo import Model
+from .playground import Progress
 from .render import overlay, sheet
 from .theory.cams import nearest
 
@@ -46,6 +47,8 @@ def write_explanations(
     top: int = 1,
     seed: int = 0,
     batch: int = 8,
+    samples: int = 0,
+    progress: Progress | None = None,
 ) -> Iterator[Written]:
     """Explain pictures into `out`, a folder for each: yields as they are written, in their order.
 
@@ -73,11 +76,19 @@ def write_explanations(
     except OSError as error:
         raise OSError(f"the folder {str(out)!r} cannot be made: {error.strerror}; name another to write to") from error
     folders = folder_names(pictures)
+    device = next(model.module.parameters()).device
+
+    def asked(images: Tensor, targets: int | str | Tensor | None) -> Explanation:
+        return explain(
+            model, images.to(device), methods=methods, layer=layer, utility=utility, targets=targets, seed=seed,
+            samples=samples, progress=progress,
+        )  # fmt: skip
+
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
         read = [_read(model, picture) for picture in some]
         images = [image for image in read if isinstance(image, Tensor)]
-        found = _explain(model, images, methods, layer, utility, wanted, top, seed) if images else []
+        found = _explain(asked, images, wanted, top) if images else []
         places = iter(range(len(images)))
         for picture, folder, image in zip(some, folders[start:], read, strict=False):
             if isinstance(image, PictureError):
@@ -124,23 +135,11 @@ def _read(model: Model, picture: Path) -> Tensor | PictureError:
 
 
 def _explain(
-    model: Model,
-    images: Sequence[Tensor],
-    methods: Sequence[str],
-    layer: str | None,
-    utility: str,
-    target: int | str | None,
-    top: int,
-    seed: int,
+    asked: Callable[..., Explanation], images: Sequence[Tensor], target: int | str | None, top: int
 ) -> list[Explanation]:
-    device = next(model.module.parameters()).device
-    batch = torch.cat(list(images)).to(device)
-    first = explain(model, batch, methods=methods, layer=layer, utility=utility, targets=target, seed=seed)
+    first = asked(torch.cat(list(images)), targets=target)
     likeliest = first.logits.topk(top, 1).indices
-    return [first] + [
-        explain(model, batch, methods=methods, layer=layer, utility=utility, targets=likeliest[:, rank], seed=seed)
-        for rank in range(1, top)
-    ]
+    return [first] + [asked(torch.cat(list(images)), targets=likeliest[:, rank]) for rank in range(1, top)]
 
 
 def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: int) -> str:

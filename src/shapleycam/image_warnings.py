@@ -114,6 +114,7 @@ def _blank(out: "Explanation", image: int, low: float, high: float) -> str:
     if low == high == 0:
         return (
             f"the map is zero throughout: {out.layer.name} puts out zeros, or {out.utility} does not change with them"
+            + (", since a class token alone is read behind it; take a layer before" if out.layer.prefix else "")
         )
     return (
         f"the map is blank: it ranges from {low:.3g} to {high:.3g}, so every position speaks against class "

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .batch import Explanation, expand_images, explained, explanations_of, ingredients_of
+from .curves import deletion, insertion
+from .imputation import road
 from .network.arguments import cut_network, opposite, resolve_keys, resolve_utility
 from .network.cut import CutNetwork
 from .network.expand import expand
@@ -20,11 +22,11 @@ from .network.zoo import Model
 from .searches import SEARCHES
 from .theory import metrics
 from .theory.agreement import pearson
-from .theory.axes import Heatmaps, Images, Logits, Maps, Targets, Utilities
+from .theory.axes import Heatmaps, Images, Maps, Targets, Utilities
 from .theory.baselines import BASELINES
 from .theory.cams import nearest, resolve_names
 from .theory.heatmap import heatmap, rescale
-from .theory.utility import Utility, post_softmax
+from .theory.utility import Utility, probability
 
 Scores = Float[Tensor, "b m"]
 Masking = Literal["normalised", "raw"]
@@ -33,6 +35,8 @@ EQUAL = 1e-6
 """Heatmaps that differ by no more than this are measured once."""
 CLOSE = 1e-3
 """Explanation maps scaled to [0, 1] that differ by more than this have heatmaps that differ by more than `EQUAL`."""
+MORE: Mapping[str, Metric] = {"insertion": insertion, "deletion": deletion, "road": road}
+"""Metrics beside the six, which cost passes of their own."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,10 @@ def measure(
     >>> found.methods, found.kept.shape
     (('GradCAM', 'FakeCAM'), torch.Size([1, 2]))
     """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images is a {type(images).__name__}, expected a tensor: measuring masks images, and nothing else"
+        )
     names = resolve_names(methods, (*SEARCHES, *BASELINES))
     behind, wanted = background(model, masking), resolve_metrics(metrics)
     maps = [name for name in names if name not in BASELINES]
@@ -160,14 +168,11 @@ def resolve_metrics(metrics: str | Iterable[str]) -> Mapping[str, Metric]:
     ValueError
         For an unknown name, with the nearest names.
     """
-    from .curves import deletion, insertion  # they take `probability` from here
-    from .imputation import road
 
-    known: dict[str, Metric] = {"insertion": insertion, "deletion": deletion, "road": road}
     names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], known)}")
-    return {name: known[name] for name in names}
+    if unknown := [name for name in names if name not in MORE]:
+        raise ValueError(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], MORE)}")
+    return {name: MORE[name] for name in names}
 
 
 def _explained_twice(
@@ -192,10 +197,8 @@ def _explained_twice(
     other = opposite(forward.logits.detach(), classes)
     unlike = explanations_of(*given, other, expand(forward, other, utility[1], ingredients_of(names), noise))
     out = explained(model, cut, images, explanations, utility, forward, classes, expansion)
-    pairs = {name: (explanations[name], unlike[name]) for name in names}
-    return out, {
-        name: pearson(*(each.relu().flatten(1) for each in pair)).nan_to_num(0) for name, pair in pairs.items()
-    }
+    both = explanations, unlike
+    return out, {n: pearson(*(each[n].relu().flatten(1) for each in both)).nan_to_num(0) for n in names}
 
 
 def background(model: Model | nn.Module, masking: str) -> Tensor | None:
@@ -282,7 +285,9 @@ class _Measured:
         for i, count in zip(*(each.tolist() for each in which.unique_consecutive(return_counts=True)), strict=True):
             start = sum(map(len, parts))
             if (name := self.names[i]) in BASELINES:
-                baseline = BASELINES[name](*self.size).to(which.device, _wide(self.images.dtype))
+                baseline = BASELINES[name](*self.size).to(
+                    which.device, torch.promote_types(self.images.dtype, torch.float32)
+                )
                 parts.append(baseline.expand(count, -1, -1))
             else:
                 parts.append(heatmap(explain(name)[start : start + count], self.size))
@@ -294,6 +299,8 @@ def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, in
     methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
     first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
     for (earlier, one), (later, other) in combinations(methods, 2):
+        if one.shape != other.shape:  # one lies on the maps, the other on the image
+            continue
         # Heatmaps are a thousand times as large as explanation maps, so they are compared only where the latter are close.
         close = (rescale(one.relu()) - rescale(other.relu())).abs().amax((-2, -1)) <= CLOSE
         rest = (close & (first[earlier] == earlier) & (first[later] == later)).nonzero()[:, 0]
@@ -301,12 +308,3 @@ def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, in
             gap = (heatmap(one[rest], size) - heatmap(other[rest], size)).abs().amax((-2, -1))
             first[later, rest[gap <= EQUAL]] = earlier
     return first
-
-
-def probability(logits: Logits, targets: Targets) -> Utilities:
-    """The targets' probabilities, in float32 or wider."""
-    return post_softmax(logits.to(_wide(logits.dtype)), targets)
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)

@@ -70,6 +70,20 @@ def _conclusion(planned: Plan, stopped: int) -> int:
 
 
 @contextmanager
+def explaining(pictures: int, slow: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None] | None]]:
+    """A bar of pictures, where there are more than a few, and under it one of what a slow method has done; on a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal or (pictures <= 4 and not slow)
+    with Progress(*_COLUMNS, console=console, disable=hidden, transient=True) as progress:
+        task = progress.add_task("pictures", total=pictures)
+        inner = progress.add_task("passes", total=None, visible=slow)
+        yield (
+            lambda: progress.advance(task),
+            (lambda done, all_: progress.update(inner, completed=done, total=all_)) if slow else None,
+        )
+
+
+@contextmanager
 def coalitions(budget: int) -> Iterator[Callable[[int, int], None]]:
     """A bar of the coalitions played of one picture, on a terminal; gives what is to be told of them."""
     console = Console(stderr=True)

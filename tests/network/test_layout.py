@@ -58,10 +58,10 @@ def test_a_signal_with_as_many_maps_as_times_is_refused() -> None:
 @pytest.mark.parametrize("layout", [Layout("btn", (3, 5)), Layout("btn", (14, 14), 2), Layout("bndhw")])
 def test_a_layout_that_does_not_fit_is_refused(layout: Layout) -> None:
     with pytest.raises(
-        ValueError, match=r"'here' puts out a tensor of shape \(2, 197, 192\), expected activation maps"
+        ValueError, match=r"'here' puts out \(2, 197, 192\), which layout=Layout\(.*\) does not fit"
     ) as error:
         place("here", (2, 197, 192), (224, 224), NOTHING, None, layout)
-    assert "tokens" in str(error.value)
+    assert f'"{layout.axes}"' in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,8 @@ def _find(module: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
         if layer in known:
             return layer, known[layer]
         raise ValueError(f"the network has no layer {layer!r}; {nearest(layer, known)}")
+    if not isinstance(layer, nn.Module):
+        raise TypeError(f"layer is a {type(layer).__name__}, expected a dotted name or a submodule")
     for name, each in named_layers(module).items():
         if each is unwrap(layer):
             return name, each

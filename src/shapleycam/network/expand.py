@@ -185,7 +185,15 @@ def _slope(forward: Pass, utilities: Tensor, at: Tensor, *, create_graph: bool =
 def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False) -> Tensor:
     hvp = None
     if slope.requires_grad:
-        (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
+        try:
+            (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if "double backwards" not in str(error) and "not implemented" not in str(error):
+                raise
+            raise ValueError(
+                f"second order needs a second derivative, and the network has an operation without one ({error}); take a method "
+                "of first order, such as GradCAM or LayerCAM"
+            ) from error
     return torch.zeros_like(slope) if hvp is None else hvp
 
 

@@ -122,6 +122,8 @@ def logits_of(output: Any, images: int, function: Output | None = None) -> Logit
     ValueError
         When their shape is another.
     """
+    if function is not None and not callable(function):
+        raise TypeError(f"output is a {type(function).__name__}, expected a function of what the network puts out")
     logits = function(output) if function is not None else _logits_in(output)
     if not isinstance(logits, Tensor):
         what = "output= gave" if function is not None else "the network puts out"
@@ -132,7 +134,11 @@ def logits_of(output: Any, images: int, function: Output | None = None) -> Logit
     if logits.ndim != 2 or logits.shape[0] != images:
         raise ValueError(
             f"the network puts out {tuple(logits.shape)} for {images} images, expected logits (b, c); pass output=function, "
-            "which makes them of it (sc.outputs has some for segmentation, detection and embeddings)"
+            + (
+                "such as lambda y: y[:, None] for one logit an image"
+                if logits.ndim == 1
+                else "which makes them of it (sc.outputs has some for segmentation, detection and embeddings)"
+            )
         )
     return logits
 

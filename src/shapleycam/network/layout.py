@@ -108,6 +108,10 @@ def place(
     if len(shape) == 4 and len(size) == 2 and asked is None:
         return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name))
     found = list(dict.fromkeys(_readings(name, shape, size, asked)))
+    if not found and asked is not None:
+        raise ValueError(
+            f"layer {name!r} puts out {shape}, which {_asked(asked)} does not fit; leave layout out, and it is found"
+        )
     if not found:
         raise ValueError(_no_maps(name, shape, size))
     for better in (
@@ -238,6 +242,11 @@ def _exact(target: TargetLayer, size: tuple[int, ...]) -> bool:
 def _named(target: TargetLayer) -> str:
     prefix = f", prefix={target.prefix}" if target.prefix else ""
     return f'Layout("{target.layout}", positions={target.positions}{prefix})'
+
+
+def _asked(layout: Layout) -> str:
+    positions = f", positions={layout.positions}" if layout.positions else ""
+    return f'layout=Layout("{layout.axes}"{positions}{"" if layout.prefix is None else f", prefix={layout.prefix}"})'
 
 
 def _no_maps(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> str:

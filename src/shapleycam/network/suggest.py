@@ -58,7 +58,8 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None, *, f
     if not ranked or not ranked[0].gradient:
         raise ValueError(
             f"no layer of {type(module).__name__} puts out maps of more than one position on which the prediction depends, so "
-            "there is nothing to explain by position; name one with layer= and say how to read it with layout=sc.Layout(...)"
+            "there is nothing to explain by position; name one with layer= and say how to read it with layout=sc.Layout(...). A "
+            "head whose weights are all zero, as some networks have before they are trained, depends on nothing"
         )
     return ranked[:1] if first else ranked
 
@@ -86,17 +87,41 @@ def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[l
         CompositeAttention(),
     ):
         network = twin(module, {layer: record(name, layer) for name, layer in cuttable.items()})
-        logits = logits_of(call(network, _tracked(images)), len(images), output)
-    return [each for (each, *more) in runs.values() if each is not None and not more], logits
+        given, leaf = _tracked(images)
+        logits = logits_of(call(network, given), len(images), output)
+        once = [each for (each, *more) in runs.values() if each is not None and not more]
+        seen = _made_of([each.output for each in once], leaf)
+    return [each for each, made in zip(once, seen, strict=True) if made], logits
 
 
-def _tracked(images: Given) -> Given:
-    """Images with a graph, so that a network of frozen parameters has one too."""
+def _tracked(images: Given) -> tuple[Given, Tensor]:
+    """The inputs with a graph that begins at the images, so that networks of frozen parameters have one too; and the images."""
+    kept = images.images if isinstance(images, Inputs) else images
+    leaf = kept.detach().clone().requires_grad_(kept.is_floating_point())
+    if isinstance(images, Inputs):
+        return images.map(lambda tensor: leaf * 1 if tensor is kept else tensor.detach().clone()), leaf
+    return leaf * 1, leaf
 
-    def tracked(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_(tensor.is_floating_point()) * 1
 
-    return images.map(tracked) if isinstance(images, Inputs) else tracked(images)
+def _made_of(outputs: list[Tensor], leaf: Tensor) -> list[bool]:
+    """Whether each output's graph leads back to the images: positional embeddings and a text's tokens do not."""
+    goal = (leaf * 1).grad_fn.next_functions[0][0] if leaf.requires_grad else None  # type: ignore[union-attr]
+    known: dict[Any, bool] = {goal: True}
+    for output in outputs:
+        stack = [output.grad_fn]
+        while stack:
+            node = stack[-1]
+            if node is None or node in known:
+                stack.pop()
+                continue
+            before = [each for each, _ in node.next_functions if each is not None]
+            waiting = [each for each in before if each not in known]
+            if waiting and not any(known.get(each) for each in before):
+                stack += waiting
+            else:
+                known[node] = any(known.get(each, False) for each in before)
+                stack.pop()
+    return [known.get(output.grad_fn, False) for output in outputs]
 
 
 def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None:
@@ -104,16 +129,18 @@ def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None
     if shape[0] == len(images):
         with suppress(ValueError):
             layer = place(seen.name, shape, size_of(images), Facts.of(module), maps_last(module, seen.module))
-            return layer if prod(layer.positions) > 1 and fits(layer.positions, size_of(images)) else None
+            size = size_of(images)
+            signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
+            return layer if prod(layer.positions) > 1 and fits(layer.positions, size) and not signal else None
     return None
 
 
 def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Suggestion]:
     if not placed or not logits.requires_grad:
         return []
-    predicted = logits.detach().argmax(1)
-    utility = UTILITIES["rest" if logits.shape[1] > 1 else "pre-softmax"](logits, predicted).sum()
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.enable_grad():
+        predicted = logits.detach().argmax(1)
+        utility = UTILITIES["rest" if logits.shape[1] > 1 else "pre-softmax"](logits, predicted).sum()
         slopes = torch.autograd.grad(utility, [seen.output for seen, _ in placed], allow_unused=True)
     found = [
         (seen, layer, 0.0 if slope is None else float(layer.maps_of(slope).abs().mean()))

@@ -114,9 +114,15 @@ class Tail:
                     fits = len(logits) == len(given)
                     if way is repeated or (fits and (times == 1 or not replay.seen or self._agrees(replay, way, maps))):
                         break
-                except (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
-                    if way is repeated:
+                except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                    if way is not repeated:
+                        continue
+                    if times == 1:
                         raise
+                    raise ValueError(
+                        f"the network behind layer {self._layer.name!r} cannot run on {times} rows of maps for each image "
+                        f"({error}); games, the path row and methods that replay need that; first and second order do not"
+                    ) from error
         self._ways = self._ways[self._ways.index(way) :] if way in self._ways else self._ways  # if no thread went on
         self._idle.append(replay)
         return logits

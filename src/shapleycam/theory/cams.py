@@ -116,7 +116,9 @@ def resolve_names(methods: str | Iterable[str], others: Iterable[str] = ()) -> t
     ValueError
         For an unknown name, with the nearest names; for an empty list.
     """
-    given = [methods] if isinstance(methods, str) else list(methods)
+    given = [methods] if isinstance(methods, str) else list(methods) if isinstance(methods, Iterable) else [methods]
+    if strange := [each for each in given if not isinstance(each, str)]:
+        raise TypeError(f"methods is {methods!r}, expected names; {strange[0]!r} is a {type(strange[0]).__name__}")
     names = tuple(dict.fromkeys(name for each in given for name in SETS.get(each, (each,))))
     known = (*SETS, *METHODS, *others)
     if not names:

@@ -23,6 +23,11 @@ def post_softmax(logits: Logits, targets: Targets) -> Utilities:
     return pre_softmax(_of_several(logits).softmax(1), targets)
 
 
+def probability(logits: Logits, targets: Targets) -> Utilities:
+    """The target's probability in float32 or wider, whatever the logits are in."""
+    return post_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+
+
 def log_softmax(logits: Logits, targets: Targets) -> Utilities:
     """The target's log-probability ln p_c, in (-inf, 0]."""
     return pre_softmax(_of_several(logits).log_softmax(1), targets)
@@ -91,6 +96,8 @@ def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: 
 
     `a` None is the target, `b` None the likeliest other class; `gamma` in [0, 1], 0 for a alone.
     """
+    if not (a is None or isinstance(a, int)) or not (b is None or isinstance(b, int | Sequence)) or isinstance(b, str):
+        raise TypeError(f"contrast is of {a!r} and {b!r}, expected class indices")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}, expected a share from 0 (class a alone) to 1 (the plain difference)")
     others = [b] if isinstance(b, int) else None if b is None else list(b)
