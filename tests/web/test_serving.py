@@ -1,0 +1,91 @@
+"""What is served, to whom, and what is refused before a port is opened."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import shapleycam as sc
+from shapleycam.cli import main
+from shapleycam.web import serving
+from tiny import network
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a page would have been launched with; nothing is opened."""
+    seen: list[dict[str, Any]] = []
+
+    def build(models: dict[str, sc.Model], folder: object) -> Any:
+        seen.append({"models": models, "folder": folder})
+        return SimpleNamespace(
+            launch=lambda **options: seen[-1].update(options), block_thread=lambda: None, close=lambda verbose: None
+        )
+
+    monkeypatch.setattr(serving, "build", build)
+    return seen
+
+
+def test_the_page_is_for_this_machine_alone_unless_told_otherwise(
+    launched: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    sc.serve(network())
+    (found,) = launched
+    assert (found["server_name"], found["share"], found["allowed_paths"]) == ("127.0.0.1", False, [])
+    assert (found["max_file_size"], found["server_port"]) == ("20mb", 7860)
+    assert not found["folder"].exists()  # deleted on the way out
+    assert "other machines" not in capsys.readouterr().err
+    sc.serve(network(), host="0.0.0.0")
+    assert "0.0.0.0 can be reached from other machines" in capsys.readouterr().err
+
+
+def test_a_module_of_ones_own_is_served(launched: list[dict[str, Any]]) -> None:
+    module = network().module
+    sc.serve(module, class_names=list("abcde"), preprocess=network().preprocess)
+    sc.serve(module)
+    first, second = (next(iter(each["models"].values())) for each in launched)
+    assert (first.module, first.class_names, first.preprocess) == (module, tuple("abcde"), network().preprocess)
+    assert second.class_names == tuple(f"class {i}" for i in range(5))
+    with pytest.raises(ValueError, match=r"no linear layer that tells how many classes .* class_names="):
+        sc.serve(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+def test_weights_of_a_model_that_is_not_served_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights are given for resnet50, which is not served; models are resnet18"):
+        sc.serve("resnet18", weights={"resnet50": "random"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--weights", "resnet18"], "weights are given as 'resnet18', expected NAME=FILE, or NAME=random"),
+        (["--models", "resnet81"], "unknown model 'resnet81'"),
+        (["--models", "resnet18", "--weights", "resnet18=none.pth"], "none.pth"),
+    ],
+)
+def test_what_cannot_be_served_ends_in_one_line(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["shapleycam", "serve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (1, 1)
+    assert words in said
+
+
+def test_the_command_serves_several_models(launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "argv",
+        ["shapleycam", "serve", "--models", "resnet18,resnet50", "--weights", "resnet18=random", "--weights", "resnet50=random",
+         "--port", "8000"],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert [*launched[0]["models"]] == ["resnet18", "resnet50"]
+    assert launched[0]["server_port"] == 8000
+    assert isinstance(next(iter(launched[0]["models"].values())).module(torch.zeros(1, 3, 64, 64)), torch.Tensor)
