@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import shapleycam as sc
+from shapleycam.web import drawings
 
 pytest.importorskip("gradio", reason="the page is in the extra web")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
@@ -81,6 +83,11 @@ class Visitor:
     def choose(self, dropdown: str, value: str) -> None:
         self.page.click(f"#{dropdown} input")
         self.page.get_by_role("option", name=value, exact=True).click()
+
+    def search(self, dropdown: str, text: str) -> None:
+        self.page.click(f"#{dropdown} input")
+        self.page.keyboard.type(text, delay=20)
+        self.page.get_by_role("option").filter(has_text=text).first.click()
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name).click()
@@ -323,3 +330,74 @@ def test_eight_users_at_once_get_what_each_would_get_alone(served: Any, model: s
     for picture, method, found in zip(pictures, methods, answers, strict=True):
         out = sc.explain(model, model.preprocess([picture]), methods=method)
         torch.testing.assert_close(torch.tensor(found["explanation"]), out.explanations[method][0], rtol=0, atol=1e-5)
+
+
+def test_a_picture_is_pasted(visitor: Visitor) -> None:
+    url = drawings.as_url(Image.open(CAT).resize((300, 200)))
+    visitor.page.evaluate(
+        """async (url) => {
+            const held = new DataTransfer();
+            held.items.add(new File([await (await fetch(url)).blob()], 'pasted.png', { type: 'image/png' }));
+            document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: held }));
+        }""",
+        url,
+    )
+    visitor.wait("/probability [0-9.]+%/.test(document.querySelector('#words').innerText)")
+    assert visitor.errors == []
+
+
+def test_any_class_is_found_by_typing_and_a_second_one_set_beside_it(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model)
+    visitor.search("search", "bull mastiff (243)")
+    visitor.wait("document.querySelector('#words').innerText.includes('bull mastiff')")
+    out = sc.explain(model, model.preprocess([CAT]), targets=243)
+    assert f"probability {out.logits.softmax(1)[0, 243].item():.2%}" in visitor.words()
+    visitor.tab("Compare")
+    visitor.search("other", "Egyptian cat (285)")
+    visitor.page.click("#compare-button")
+    visitor.page.wait_for_selector("#sheet img")
+    visitor.wait(
+        "document.querySelector('#sheet img').naturalHeight > 1.5 * document.querySelector('#sheet img').naturalWidth / 2"
+    )
+    assert visitor.errors == []
+
+
+def test_a_blank_map_says_why(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model)
+    images = model.preprocess([CAT])
+    blank = next(
+        c for c in range(1000) if sc.explain(model, images, targets=c, methods="GradCAM").heatmaps["GradCAM"].max() == 0
+    )
+    visitor.choose("method", "GradCAM")
+    visitor.search("search", f"({blank})")
+    visitor.wait("document.querySelector('#words').innerText.includes('the map is blank')")
+    assert visitor.errors == []
+
+
+def test_the_keyboard_alone_will_do(visitor: Visitor) -> None:
+    visitor.page.focus("#example-coffee")
+    visitor.page.keyboard.press("Enter")
+    visitor.wait("document.querySelector('#words').innerText.includes('espresso')")
+    visitor.page.get_by_role("tab", name="Play").focus()
+    visitor.page.keyboard.press("Enter")
+    visitor.page.wait_for_selector("#board .cell")
+    visitor.page.locator("#board .cell").first.focus()
+    for key in ("ArrowDown", "Enter", "ArrowRight", "Space"):
+        visitor.page.keyboard.press(key)
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '47 of 49'")
+    gone = visitor.page.evaluate(
+        "[...document.querySelectorAll('#board .cell.gone')].map(c => Number(c.dataset.player))"
+    )
+    assert gone == [7, 8]
+    assert visitor.errors == []
+
+
+def test_a_visitor_who_leaves_is_forgotten(chromium: Any, served: Any, model: sc.Model) -> None:
+    before = served.page.looks.sessions
+    visitor = at_the_cat(Visitor(chromium, served.url), model)
+    (mine,) = served.page.looks.sessions - before
+    visitor.window.close()
+    deadline = monotonic() + 60
+    while mine in served.page.looks.sessions and monotonic() < deadline:
+        sleep(0.2)
+    assert mine not in served.page.looks.sessions

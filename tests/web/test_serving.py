@@ -11,6 +11,7 @@ from torch import nn
 import shapleycam as sc
 from shapleycam.cli import main
 from shapleycam.web import serving
+from shapleycam.web.page import Page
 from tiny import network
 
 
@@ -19,8 +20,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What a page would have been launched with; nothing is opened."""
     seen: list[dict[str, Any]] = []
 
-    def build(models: dict[str, sc.Model], folder: object) -> Any:
-        seen.append({"models": models, "folder": folder})
+    def build(page: Page) -> Any:
+        seen.append({"models": page.models, "folder": page.folder})
         return SimpleNamespace(
             launch=lambda **options: seen[-1].update(options), block_thread=lambda: None, close=lambda verbose: None
         )

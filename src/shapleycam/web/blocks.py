@@ -1,7 +1,6 @@
 """The page as gradio's blocks: three tabs, and which event calls what."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ SIZE = 448
 """Pixels of the board's picture."""
 
 
-def build(models: Mapping[str, Model], folder: Path) -> Any:
-    """The page, not served yet; `folder` is where uploads and downloads may be."""
+def build(page: Page) -> Any:
+    """The page as gradio's blocks, not served yet."""
     import gradio as gr
 
-    page, first = Page(models, folder), next(iter(models))
+    models = page.models
+    first = next(iter(models))
     playing: dict[str, tuple[int, str]] = {}
     """The class and the utility of each user's board."""
 

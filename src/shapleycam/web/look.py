@@ -207,3 +207,9 @@ class Looks:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def sessions(self) -> frozenset[str]:
+        """Who has a picture open."""
+        with self._lock:
+            return frozenset(self._open)

@@ -13,6 +13,7 @@ from torch import nn
 from ..network.preprocess import Preprocess
 from ..network.zoo import Model, load_model
 from .blocks import build
+from .page import Page
 
 IMAGENET = Preprocess((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -60,19 +61,19 @@ def serve(
             "password and no encryption\n"
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the page asks nobody for anything
     folder = tempfile.TemporaryDirectory(prefix="shapleycam-")
     os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name).resolve())
-    served = Served(f"http://{host}:{port}", build(models, Path(folder.name).resolve()), folder)
+    page = Page(models, Path(folder.name).resolve())
+    served = Served(f"http://{host}:{port}", page, build(page), folder)
     try:
-        served.page.launch(
+        served.blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
             allowed_paths=[], max_file_size=max_upload, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False,
             inbrowser=False, run_history=False,
         )  # fmt: skip
         if wait:
             sys.stderr.write(f"shapleycam: {served.url} (Ctrl-C ends it)\n")
-            served.page.block_thread()
+            served.blocks.block_thread()
     except BaseException:
         served.close()
         raise
@@ -86,13 +87,15 @@ class Served:
     """A page that is open."""
 
     url: str
-    page: Any = field(repr=False)
+    page: Page = field(repr=False)
+    """Whose pictures are open."""
+    blocks: Any = field(repr=False)
     folder: "tempfile.TemporaryDirectory[str]" = field(repr=False)
     """Uploads and downloads, deleted when the page is closed."""
 
     def close(self) -> None:
         """Stop serving, and delete whatever was uploaded."""
-        self.page.close(verbose=False)
+        self.blocks.close(verbose=False)
         self.folder.cleanup()
 
 
