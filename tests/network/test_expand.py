@@ -364,5 +364,7 @@ def test_fused_attention_behind_the_cut_would_have_no_second_derivative():
     """Why the cut replaces it, and that it does so only when asked: otherwise the fast kernel runs."""
     net, x = network(Attention(), seed=0), images(seed=1)
     forward = CutNetwork(net, "maps")(x, second_order=False)
-    with pytest.raises(RuntimeError, match=r"derivative for .* is not implemented"):
+    with pytest.raises(
+        ValueError, match=r"second order needs .* \(derivative for .* is not implemented\); take a method of first"
+    ):
         expand(forward, TARGETS, UTILITIES["rest"], BOTH, lambda: x)

@@ -22,9 +22,13 @@ def check(net: nn.Module, x: Tensor, layer: str) -> None:
     assert own.tail is not None
     generator = torch.Generator().manual_seed(0)
     keep = torch.rand(2 * len(x), 1, *own.layer.positions, generator=generator) < 0.5
-    maps = own.leaf.detach().repeat(2, 1, 1, 1) * keep
+    maps = own.leaf.detach().repeat(2, *[1] * (own.leaf.ndim - 1)) * keep
+    outputs: list[Tensor] = []
     with torch.no_grad():
-        given = maps.movedim(1, -1) if own.layer.layout == "bhwn" else maps
+        handle = net.get_submodule(layer).register_forward_hook(lambda module, args, output: outputs.append(output))
+        net(x)
+        handle.remove()
+        given = own.layer.put_back(maps, outputs[0])
         wanted = patched(net, x, given, layer)
         assert (wanted[: len(x)] - wanted[len(x) :]).abs().max() > 1e-4 * wanted.abs().max()
         for _ in range(2):

@@ -66,7 +66,7 @@ class TargetLayer:
 
     def put_back(self, maps: Maps, output: Tensor) -> Tensor:
         """What the layer would put out with other maps, for as many rows as they have; the prefix is that of `output`."""
-        if maps.ndim != output.ndim:
+        if len(self.layout) == 3:  # tokens, on a grid or in a row
             maps = maps.flatten(2)
         if not self.layout.endswith("n"):
             return torch.cat([_rows(output[:, :, : self.prefix], maps), maps], 2) if self.prefix else maps
