@@ -106,10 +106,10 @@ def test_a_game_between_patches_keeps_the_class_token() -> None:
 
 def test_tokens_without_a_prefix_are_replayed() -> None:
     network, x = vit(class_token=False, global_pool="avg"), noise(2, 3, 32, 32)
-    out = explain(network, x, layer="norm", methods="AumannCAM-H", nodes=32)
+    out = explain(network, x, layer="blocks.2.norm1", methods="AumannCAM-H", nodes=32)
     assert (out.layer.prefix, out.layer.positions) == (0, (4, 4))
     assert (out.efficiency_gap["AumannCAM-H"] < 1e-4).all()
-    played = game(network, x[:1], layer="norm", players=2, target=int(out.targets[0]))
+    played = game(network, x[:1], layer="blocks.2.norm1", players=2, target=int(out.targets[0]))
     total = library.exact(played).values.sum()
     torch.testing.assert_close(total, (out.full - out.empty)[0], rtol=1e-9, atol=1e-9)
 
