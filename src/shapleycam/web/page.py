@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 from time import time
 from typing import Any
 
@@ -89,8 +90,11 @@ class Page:
         """A PNG, an NPZ and a JSON file of what is shown, in a folder of this user's that holds no more than them."""
         seen = self.of(session)
         out = seen.explain([method], target, utility)
-        folder = self.folder / "downloads" / Path(session).name
-        folder.mkdir(parents=True, exist_ok=True)
+        mine = self.folder / "downloads" / Path(session).name
+        mine.mkdir(parents=True, exist_ok=True)
+        before, folder = list(mine.iterdir()), Path(mkdtemp(dir=mine))  # one that is being fetched is not written into
+        for each in before:
+            shutil.rmtree(each, ignore_errors=True)
         blend(seen.view, out.heatmaps[method][0], opacity, colours).save(folder / "overlay.png")
         np.savez_compressed(
             folder / "map.npz",
