@@ -362,6 +362,22 @@ def test_any_class_is_found_by_typing_and_a_second_one_set_beside_it(visitor: Vi
     assert visitor.errors == []
 
 
+def test_what_was_worked_out_does_not_outlive_its_picture_or_class(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Play")
+    visitor.page.wait_for_selector("#board .cell")
+    visitor.page.click("#values-button")
+    visitor.page.wait_for_selector("#curves img")
+    visitor.page.click("#example-coffee")
+    visitor.wait("!document.querySelector('#curves img')")
+    assert visitor.page.inner_text("#told").strip() == ""
+    visitor.tab("Explain")
+    visitor.page.click("#save")
+    visitor.page.wait_for_selector("a[download='map.npz']")
+    visitor.choose("method", "GradCAM")
+    visitor.wait("!document.querySelector(\"a[download='map.npz']\")")
+    assert visitor.errors == []
+
+
 def test_a_blank_map_says_why(visitor: Visitor, model: sc.Model) -> None:
     at_the_cat(visitor, model)
     images = model.preprocess([CAT])

@@ -63,6 +63,8 @@ def test_weights_of_a_model_that_is_not_served_are_refused() -> None:
     ("arguments", "words"),
     [
         (["--weights", "resnet18"], "weights are given as 'resnet18', expected NAME=FILE, or NAME=random"),
+        (["--max-upload", "lots"], "max_upload is 'lots', expected a size such as 20mb"),
+        (["--port", "1", "--host", "203.0.113.1"], "port 1 of 203.0.113.1 cannot be used"),
         (["--models", "resnet81"], "unknown model 'resnet81'"),
         (["--models", "resnet18", "--weights", "resnet18=none.pth"], "none.pth"),
     ],

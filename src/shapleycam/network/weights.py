@@ -65,7 +65,7 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
 
             return dict(load_file(file))
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         raise WeightsError(
             f"weights {str(path)!r} cannot be read as tensors alone ({error.__class__.__name__}); expected a state dict, "
             "as torch.save(model.state_dict(), FILE) or safetensors write it"

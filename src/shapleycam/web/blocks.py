@@ -189,12 +189,22 @@ def build(page: Page) -> Any:
             ),
         ]
         quiet = {"show_progress": "minimal", "api_visibility": "private"}
-        changed = [each.input(lambda: None, None, None, **quiet) for each in (searched, utility)]
-        changed.append(target.input(lambda: None, None, searched, **quiet))
+        stale = [truth, bent, told, sheet, table, *files]
+
+        def forget() -> list[Any]:
+            return [None, None, "", None, None, *[gr.update(value=None, visible=False)] * 3]
+
+        changed = [
+            searched.input(lambda: None, None, None, **quiet),
+            target.input(lambda: None, None, searched, **quiet),
+            utility.input(lambda: None, None, None, **quiet),
+        ]
         for event in (*opening, *changed):
+            event.success(forget, None, stale, **quiet)
             event.success(show, what, [heat, signed, words], **quiet).success(board, who, field, **quiet)
         for each in (method, opacity, colours):
             each.input(show, what, [heat, signed, words], trigger_mode="always_last", **quiet)
+            each.input(lambda: [gr.update(value=None, visible=False)] * 3, None, files, **quiet)
         save.click(download, what, files, api_visibility="private")
         comparing = [which, target, searched, other, utility, sort, opacity, colours]
         beside.click(compare, comparing, sheet, api_visibility="private")

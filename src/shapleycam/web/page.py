@@ -168,6 +168,8 @@ class Page:
             f"{found.evaluations} coalitions played, {errors}. The values add up to {float(found.values.sum()):.4f}, the utility "
             f"of all less that of none. The network can least do without row {best // w + 1}, column {best % w + 1} of {h} x {w}."
         )
+        if self.looks.get(session) is not seen:
+            raise said("Another picture was opened meanwhile; work out its values anew.")
         return picture, drawings.curves(utilities, utility), words
 
     def without(self, session: str, gone: Sequence[int], target: int | None, utility: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from re import fullmatch
+from socket import SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 
 from torch import nn
@@ -54,6 +56,14 @@ def serve(
     OSError
         When the port is taken.
     """
+    if not fullmatch(r"[0-9.]+ *([kmg]?b)", max_upload.lower()):
+        raise ValueError(f"max_upload is {max_upload!r}, expected a size such as 20mb")
+    with socket() as tried:
+        tried.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise OSError(f"port {port} of {host} cannot be used: {error.strerror}; name another (--port)") from None
     models = _models(model, preprocess, class_names, weights or {}, device)
     if host not in ("127.0.0.1", "localhost", "::1"):
         sys.stderr.write(
