@@ -27,8 +27,9 @@ from torchcam.metrics import DeletionInsertionMetric
 
 import shapleycam as sc
 from shapleycam import curves
-from shapleycam.curves import blurred, deletion, exchange, inference, insertion, ranked
+from shapleycam.curves import blurred, deletion, exchange, insertion, ranked
 from shapleycam.imputation import imputed, road
+from shapleycam.network.cut import inference
 from shapleycam.network.weights import randomise
 from shapleycam.sanity import cascade, randomisation, weighted
 from test_contract import NETWORKS, SURROUNDINGS, Left

@@ -20,7 +20,7 @@ from .searches import SEARCHES
 from .theory.axes import ExplanationMaps, Heatmaps, Logits, Maps, Targets, Utilities
 from .theory.cams import METHODS, explanation, identity, mean
 from .theory.crg import INGREDIENTS, Expansion, efficiency_gap
-from .theory.draws import uniform
+from .theory.draws import random_weights
 from .theory.heatmap import heatmap
 from .theory.utility import Utility
 
@@ -168,8 +168,7 @@ def expand_images(
     classes = resolve_targets(targets, forward.logits.detach())
 
     def noise() -> Maps:
-        drawn: Maps = uniform(keys(), forward.layer.maps, seed, stream)
-        return drawn.view(*drawn.shape, *[1] * len(forward.layer.positions))
+        return random_weights(keys(), forward.leaf, seed, stream)
 
     expansion = expand(forward, classes, utility, ingredients, noise, nodes, again=again, create_graph=create_graph)
     return forward, classes, expansion

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from .network.arguments import check_images, resolve_targets
-from .network.inputs import logits_of
-from .network.twin import twin, unwrap
+from .network.cut import inference
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Images, Targets, Utilities
 from .theory.utility import probability
@@ -140,17 +139,5 @@ def checked(
             f"heatmaps have shape {tuple(heatmaps.shape)}, expected one on each image, "
             f"{(len(images), *images.shape[2:])}; what sc.explain gives in out.heatmaps[method] fits"
         )
-    infer = inference(model)
+    infer = inference(model.module if isinstance(model, Model) else model)
     return infer, images.detach(), resolve_targets(targets, infer(images.detach()))
-
-
-def inference(model: Model | nn.Module) -> Infer:
-    """What gives logits (b, c) of images without a graph, in eval mode, autocast off; the model is left as it was."""
-    with torch.inference_mode(False):
-        network = twin(unwrap(model.module if isinstance(model, Model) else model), {})
-
-    def infer(images: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            return logits_of(network(images), len(images))
-
-    return infer

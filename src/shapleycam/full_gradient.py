@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
-from .gradient_free import MODES
 from .playground import Playground, undisturbed
 from .theory.axes import Heatmaps, Images, Utilities
+from .theory.heatmap import MODES
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from torch.nn.functional import interpolate
 
 from .playground import Playground, undisturbed
 from .theory.axes import ExplanationMaps, Maps
+from .theory.heatmap import MODES
 from .theory.utility import pre_softmax
 
 MapWeights = Float[Tensor, "b n"]
-MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-"""What `interpolate` calls it, by the number of axes."""
 FLAT = 1e-3
 """Share of an image's largest slope by which slopes that count as equal may differ."""
 

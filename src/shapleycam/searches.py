@@ -12,6 +12,7 @@ from torch import Tensor
 from .full_gradient import full_grad
 from .gradient_free import ablation_cam, cam, score_cam
 from .lift import lift_cam
+from .network.expand import wide
 from .playground import Playground, undisturbed
 from .references import integrated_gradients, kernel_shap, rise
 from .theory.axes import ExplanationMaps
@@ -36,7 +37,7 @@ class Search:
 
 @undisturbed
 def _eigen(play: Playground) -> ExplanationMaps:
-    return eigen_cam(Expansion(_wide(play.maps)))
+    return eigen_cam(Expansion(wide(play.maps)))
 
 
 @undisturbed
@@ -44,11 +45,7 @@ def _eigen_grad(play: Playground) -> ExplanationMaps:
     rows = play.maps.clone().requires_grad_()
     with torch.enable_grad():
         (slope,) = torch.autograd.grad(play.worth(play.tail(rows), play.targets).sum(), rows)
-    return eigen_grad_cam(Expansion(_wide(play.maps), _wide(slope)))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return eigen_grad_cam(Expansion(wide(play.maps), wide(slope)))
 
 
 SEARCHES: Mapping[str, Search] = MappingProxyType(

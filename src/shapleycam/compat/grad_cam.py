@@ -4,6 +4,7 @@ Heatmaps are grad-cam 1.5.7's to 1e-5, but where it is wrong: see docs/migrating
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from math import prod
 from types import MappingProxyType
@@ -23,9 +24,9 @@ from ..network.expand import expand
 from ..network.layout import AXES, Layout, TargetLayer
 from ..network.twin import twin, unwrap
 from ..theory.axes import ExplanationMaps, Images, Logits, Maps, Utilities
-from ..theory.cams import METHODS, Method
-from ..theory.crg import COEFFICIENTS, INGREDIENTS, Expansion
-from ..theory.draws import checksums, uniform
+from ..theory.cams import METHODS, products
+from ..theory.crg import INGREDIENTS, Expansion
+from ..theory.draws import checksums, random_weights
 from ..theory.heatmap import rescale
 from ..theory.utility import Utility, pre_softmax
 from .grad_cam_image import preprocess_image as preprocess_image
@@ -150,7 +151,7 @@ class CAM:
         self.outputs = forward.logits.detach()
 
         def noise() -> Maps:
-            return uniform(checksums(images), forward.layer.maps, 0, 0)[:, :, None, None]
+            return random_weights(checksums(images), forward.leaf)
 
         expansion = expand(forward, self.outputs.argmax(1), utility, ingredients, noise)
         parts = weigh(expansion)
@@ -173,21 +174,13 @@ def _maps(expansion: Expansion) -> Maps:
     return expansion.maps
 
 
-def _weighted(row: Method) -> Callable[[Expansion], Maps]:
-    def parts(expansion: Expansion) -> Maps:
-        weighted = row.weights(COEFFICIENTS[row.order](expansion), expansion.maps) * expansion.maps
-        return weighted.relu() if row.relu_inside else weighted
-
-    return parts
-
-
 _ROWS = ("RandomCAM", "GradCAM", "HiResCAM", "GradCAM-E", "LayerCAM", "XGradCAM", "GradCAM++", "ShapleyCAM")
 _PRINCIPAL = ("EigenCAM", "EigenGradCAM")
 _GRADIENTS: Mapping[str, tuple[frozenset[str], Callable[[Expansion], Maps]]] = MappingProxyType(
-    {name: (INGREDIENTS[METHODS[name].order], _weighted(METHODS[name])) for name in _ROWS}
+    {name: (INGREDIENTS[METHODS[name].order], partial(products, METHODS[name])) for name in _ROWS}
     | {
         "EigenCAM": (frozenset[str](), _maps),
-        "EigenGradCAM": (INGREDIENTS["first"], _weighted(METHODS["HiResCAM"])),
+        "EigenGradCAM": (INGREDIENTS["first"], partial(products, METHODS["HiResCAM"])),
     }
 )
 """What methods need beside the maps, and the weighted maps that they add up, or take the first principal component of."""

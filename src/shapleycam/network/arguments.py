@@ -79,8 +79,8 @@ def cut_network(
     known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
     module = model.module if isinstance(model, Model) else model
     if layer is None and "gap" not in known:
-        found = suggest(module, images[:1], output, first=True)
-        return CutNetwork(module, found[0].layer.name, layout or found[0].layer.as_layout, output, found[0].why)
+        best, *_ = suggest(module, images[:1], output)
+        return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
         if layer not in known:

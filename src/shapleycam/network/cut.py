@@ -110,14 +110,7 @@ class CutNetwork:
 
     def inference(self) -> Callable[[Tensor], Tensor]:
         """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
-        with torch.inference_mode(False):
-            network = twin(self.module, {})
-
-        def infer(images: Tensor) -> Tensor:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                return logits_of(call(network, images), len(images), self.output)
-
-        return infer
+        return inference(self.module, self.output)
 
     def _with(self, tap: "_Tap", log: Log | None) -> nn.Module:
         if self._kept is None or log is not None:
@@ -170,6 +163,18 @@ class CutNetwork:
         found.reverse()
         near = sorted(found, key=apart)[:4]
         return f"suitable layers nearby: {', '.join(near)}" if near else "the network has no layer that puts out maps"
+
+
+def inference(module: nn.Module, output: Output | None = None) -> Callable[[Tensor], Tensor]:
+    """What gives logits (b, c) of images without a graph, in eval mode, autocast off; for one thread."""
+    with torch.inference_mode(False):
+        network = twin(unwrap(module), {})
+
+    def infer(images: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            return logits_of(call(network, images), len(images), output)
+
+    return infer
 
 
 def layers(module: nn.Module, images: Given) -> list[TargetLayer]:

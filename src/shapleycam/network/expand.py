@@ -69,11 +69,11 @@ def expand(
         if "gradient" in ingredients:
             utilities = worth(forward.logits, targets, utility)
             slope = _slope(forward, utilities, forward.leaf, create_graph=second or create_graph, again=again)
-            gradient, full = _wide(kept(slope)), kept(utilities)
+            gradient, full = wide(kept(slope)), kept(utilities)
             if second:
-                hvp = _wide(_curvature(slope, forward.leaf, forward.leaf.detach(), again))
+                hvp = wide(_curvature(slope, forward.leaf, forward.leaf.detach(), again))
     return Expansion(
-        maps=_wide(kept(forward.leaf)),
+        maps=wide(kept(forward.leaf)),
         gradient=gradient,
         hvp=hvp,
         path=path,
@@ -92,7 +92,7 @@ def worth(logits: Logits, targets: Targets, utility: Utility) -> Utilities:
         When the utility does not give one number an image.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        utilities = utility(_wide(logits), targets)
+        utilities = utility(wide(logits), targets)
     if not isinstance(utilities, Tensor) or utilities.shape != targets.shape:
         got = f"shape {tuple(utilities.shape)}" if isinstance(utilities, Tensor) else f"a {type(utilities).__name__}"
         raise ValueError(
@@ -116,14 +116,14 @@ def mixed_curvatures(forward: Pass, target: int, utility: Utility, shares: Bool[
         rows = maps.repeat(len(shares), *[1] * (maps.ndim - 1)).requires_grad_()
         logits = _tail(forward).of(rows.clone)
         utilities = worth(logits, torch.full((len(rows),), target, device=logits.device), utility)
-        return _wide(_curvature(_slope(forward, utilities, rows, create_graph=True), rows, maps * shares))
+        return wide(_curvature(_slope(forward, utilities, rows, create_graph=True), rows, maps * shares))
 
 
 def _path(
     forward: Pass, targets: Targets, utility: Utility, full: Utilities, nodes: Nodes, create_graph: bool
 ) -> tuple[Maps, Utilities]:
     """The mean of U'(tA) over t, and U(0); an image's nodes are doubled until its efficiency gap is within the tolerance."""
-    maps = _wide(forward.leaf.detach())
+    maps = wide(forward.leaf.detach())
     mean, empty = _mean_slope(forward, targets, utility, nodes.first, create_graph)
     count = nodes.first
     while nodes.tolerance is not None and 2 * count <= nodes.most:
@@ -148,7 +148,7 @@ def _mean_slope(
     maps, tail = forward.leaf if create_graph else forward.leaf.detach(), _tail(forward)
     points, weights = quadrature(nodes)
     points, weights = torch.cat([points.new_zeros(1), points]), torch.cat([weights.new_zeros(1), weights])
-    mean, worths = _wide(torch.zeros_like(maps)), []
+    mean, worths = wide(torch.zeros_like(maps)), []
     size = max(1, ROOM // maps.numel())
     for some, shares in zip(points.to(maps).split(size), weights.to(mean).split(size), strict=True):
         with torch.enable_grad():
@@ -157,7 +157,7 @@ def _mean_slope(
             rows = partial(torch.addcmul, step, some.view(-1, *[1] * maps.ndim), maps)
             utilities = worth(tail.of(lambda: rows().flatten(0, 1)), targets.repeat(len(some)), utility)  # noqa: B023
             shared = utilities * shares.repeat_interleave(len(maps))
-            mean = mean + _wide(_slope(forward, shared, step, create_graph=create_graph))
+            mean = mean + wide(_slope(forward, shared, step, create_graph=create_graph))
         worths.append(utilities if create_graph else utilities.detach())
     return mean, worths[0][: len(maps)]
 
@@ -197,5 +197,6 @@ def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False
     return torch.zeros_like(slope) if hvp is None else hvp
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32 or wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -40,8 +40,8 @@ class _Seen:
     output: Tensor
 
 
-def suggest(module: nn.Module, images: Given, output: Output | None = None, *, first: bool = False) -> list[Suggestion]:
-    """Layers that can be a target, best first; with `first` the best alone.
+def suggest(module: nn.Module, images: Given, output: Output | None = None) -> list[Suggestion]:
+    """Layers that can be a target, best first.
 
     One forward pass and one backward pass of the predicted class through the whole network. Layers rank by how late they
     end, those whose gradient vanishes at the positions behind all others.
@@ -61,7 +61,7 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None, *, f
             "there is nothing to explain by position; name one with layer= and say how to read it with layout=sc.Layout(...). A "
             "head whose weights are all zero, as some networks have before they are trained, depends on nothing"
         )
-    return ranked[:1] if first else ranked
+    return ranked
 
 
 def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[_Seen], Tensor]:
@@ -125,11 +125,10 @@ def _made_of(outputs: list[Tensor], leaf: Tensor) -> list[bool]:
 
 
 def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None:
-    shape = tuple(seen.output.shape)
+    shape, size = tuple(seen.output.shape), size_of(images)
     if shape[0] == len(images):
         with suppress(ValueError):
-            layer = place(seen.name, shape, size_of(images), Facts.of(module), maps_last(module, seen.module))
-            size = size_of(images)
+            layer = place(seen.name, shape, size, Facts.of(module), maps_last(module, seen.module))
             signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
             return layer if prod(layer.positions) > 1 and fits(layer.positions, size) and not signal else None
     return None

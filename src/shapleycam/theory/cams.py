@@ -92,9 +92,14 @@ SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def explanation(method: Method, expansion: Expansion) -> ExplanationMaps:
     """E = sum_i inside(g(W^i) * A^i): signed, before the last ReLU, in units of the utility."""
+    return products(method, expansion).sum(1)
+
+
+def products(method: Method, expansion: Expansion) -> Maps:
+    """What E adds up, (b, n, *positions): inside(g(W^i) * A^i) of each map."""
     a = expansion.maps
     parts = method.weights(COEFFICIENTS[method.order](expansion), a) * a
-    return (parts.relu() if method.relu_inside else parts).sum(1)
+    return parts.relu() if method.relu_inside else parts
 
 
 def resolve_methods(methods: str | Iterable[str]) -> tuple[Method, ...]:

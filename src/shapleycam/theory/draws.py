@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from .axes import Images
+from .axes import Images, Maps, Weights
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
@@ -20,6 +20,12 @@ def uniform(keys: Int64[Tensor, " b"], count: int, seed: int, stream: int = 0) -
     start = _scramble(keys + _scramble(torch.tensor([_signed(seed)], device=keys.device)) + stream * 2**32)
     bits = _scramble(start[:, None] + torch.arange(1, count + 1, device=keys.device) * _GOLDEN)
     return _shift(bits, 40).to(torch.float32) / 2**23 - 1
+
+
+def random_weights(keys: Int64[Tensor, " b"], maps: Maps, seed: int = 0, stream: int = 0) -> Weights:
+    """RandomCAM's weights: one number in [-1, 1) for each image's key and each of its maps, (b, n, 1, ...)."""
+    drawn = uniform(keys, maps.shape[1], seed, stream)
+    return drawn.view(*drawn.shape, *[1] * (maps.ndim - 2))
 
 
 def checksums(images: Images) -> Int64[Tensor, " b"]:

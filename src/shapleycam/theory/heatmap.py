@@ -6,7 +6,8 @@ from torch.nn.functional import interpolate
 
 from .axes import ExplanationMaps, Heatmaps
 
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""What `interpolate` calls it, by the number of axes."""
 
 
 def heatmap(explanations: ExplanationMaps, size: tuple[int, ...]) -> Heatmaps:
@@ -18,7 +19,7 @@ def heatmap(explanations: ExplanationMaps, size: tuple[int, ...]) -> Heatmaps:
     coarse = rescale(explanations.relu())
     if len(size) != explanations.ndim - 1:
         return coarse
-    return rescale(interpolate(coarse[:, None], size, mode=_MODES[len(size)], align_corners=False)[:, 0])
+    return rescale(interpolate(coarse[:, None], size, mode=MODES[len(size)], align_corners=False)[:, 0])
 
 
 def rescale(maps: ExplanationMaps) -> ExplanationMaps:

@@ -194,11 +194,8 @@ def build(page: Page) -> Any:
         def forget() -> list[Any]:
             return [None, None, "", None, None, *[gr.update(value=None, visible=False)] * 3]
 
-        changed = [
-            searched.input(lambda: None, None, None, **quiet),
-            target.input(lambda: None, None, searched, **quiet),
-            utility.input(lambda: None, None, None, **quiet),
-        ]
+        changed = [each.input(lambda: None, None, None, **quiet) for each in (searched, utility)]
+        changed.append(target.input(lambda: None, None, searched, **quiet))
         for event in (*opening, *changed):
             event.success(forget, None, stale, **quiet)
             event.success(show, what, [heat, signed, words], **quiet).success(board, who, field, **quiet)

@@ -19,7 +19,7 @@ from ..network.pictures import read_picture
 from ..network.zoo import Model
 from ..network_game import Game, exact, interactions, sampled
 from ..theory.axes import Images, Maps
-from ..theory.draws import checksums, uniform
+from ..theory.draws import checksums, random_weights
 from ..theory.shapley import MOST, ShapleyValues
 from ..theory.utility import post_softmax, settled
 
@@ -74,8 +74,7 @@ class Look:
                 return checksums(self.images)
 
             def noise() -> Maps:
-                drawn: Maps = uniform(keys(), self.forward.layer.maps, 0, 0)[:, :, None, None]
-                return drawn
+                return random_weights(keys(), self.forward.leaf)
 
             expansion = expand(self.forward, classes, named[1], ingredients_of(methods), noise, again=True)
             given = self.cut, self.images, methods, named[1], keys, 0, self.forward, classes, expansion
