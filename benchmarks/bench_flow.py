@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from shapleycam import Model, Preprocess
-from shapleycam.bench import run as bench
+from shapleycam.bench import planned as bench
 from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.loaded import Loaded, load
 from shapleycam.bench.planned import Plan, plan

@@ -1,6 +1,12 @@
-"""Runs of classifiers with a few hundred parameters, which `shapleycam bench --models` knows as tiny:network, tiny:fragile."""
+"""Runs of classifiers with a few hundred parameters, which `shapleycam bench --models` knows as tiny:network and so on."""
 
+import os
+import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -40,6 +46,53 @@ def network(kind: type[nn.Sequential] = nn.Sequential) -> Model:
 def fragile() -> Model:
     """The same, but NaN for red pictures."""
     return network(Fragile)
+
+
+_PASSES = count(1)  # of the process: the library runs copies of a network
+
+
+class Mortal(nn.Sequential):
+    """Kills its process as kill -9 does, once, at the fifth pass that it makes: where the file named by $DIES can be made."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if next(_PASSES) == 5 and "DIES" in os.environ:
+            with suppress(FileExistsError), Path(os.environ["DIES"]).open("x"):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images)
+
+
+class Slow(nn.Sequential):
+    """Says in the file named by $TRACE which rank makes a pass; the second rank's passes are slow."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rank = os.environ["RANK"]
+        with Path(os.environ["TRACE"]).open("a") as trace:
+            trace.write(f"{rank}\n")
+        time.sleep(0.02 + 0.1 * int(rank))
+        return super().forward(images)
+
+
+class Asleep(nn.Sequential):
+    """Gives no logits for an hour where $SLEEPS is set."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        time.sleep(3600 * ("SLEEPS" in os.environ))
+        return super().forward(images)
+
+
+def mortal() -> Model:
+    """The same, but dies once."""
+    return network(Mortal)
+
+
+def slow() -> Model:
+    """The same, but the second rank is slow."""
+    return network(Slow)
+
+
+def asleep() -> Model:
+    """The same, but hangs."""
+    return network(Asleep)
 
 
 Planned = Callable[..., Plan]

@@ -20,8 +20,7 @@ from PIL import Image
 
 import tiny
 from shapleycam import measure
-from shapleycam.bench import run as bench
-from shapleycam.bench import store
+from shapleycam.bench import batches, claims, places
 from shapleycam.bench.run import measured
 from shapleycam.bench.store import explanation_map, read_configuration, read_footer, read_rows
 from tiny import Planned, finish
@@ -36,7 +35,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from shapleycam.bench import run, store
+from shapleycam.bench import batches, places, store
 from shapleycam.cli import main
 
 moment, count, calls = sys.argv.pop(1), int(sys.argv.pop(1)), 0
@@ -48,7 +47,7 @@ def at(home, name, half=None):
     real = getattr(home, name)
     def counted(*given, **named):
         global calls
-        calls += 1
+        calls += moment == "measuring" or any(".parquet" in str(each) or "run.json" in str(each) for each in given)
         if calls == count:
             if half:
                 half(*given, **named)
@@ -56,15 +55,13 @@ def at(home, name, half=None):
         return real(*given, **named)
     setattr(home, name, counted)
 
-def half_written(path, write):
-    with path.open("wb") as file:
-        write(file)
-        file.truncate(file.tell() // 2)
+def half_written(path, data):
+    path.write_bytes(data[: len(data) // 2])
 
 if moment == "measuring":
-    at(run, "measure")
+    at(batches, "measure")
 elif moment == "writing":
-    at(store, "_write", half_written)
+    at(places, "_write", half_written)
 elif moment == "renaming":
     at(Path, "replace")
 elif moment == "after":
@@ -157,7 +154,7 @@ def test_a_resumed_run_measures_only_what_is_missing(planned: Planned, monkeypat
         return measure(model, images, keys=keys, layer=layer, **given)
 
     plan = planned()
-    monkeypatch.setattr(bench, "measure", counted)
+    monkeypatch.setattr(batches, "measure", counted)
     finish(plan)
     assert len(seen) == len(set(seen)) == 2 * PICTURES - 10
     finish(plan)
@@ -178,7 +175,7 @@ def test_an_error_in_the_network_loses_none_of_the_batches_before_it(
 
     plan = planned()
     with monkeypatch.context() as patched:
-        patched.setattr(bench, "measure", failing)
+        patched.setattr(batches, "measure", failing)
         with pytest.raises(RuntimeError, match="out of everything"):
             finish(plan)
     assert keys(read_rows(plan.run)).total() == 3 * 10
@@ -241,14 +238,17 @@ def test_two_runs_step_by_step_on_the_same_parts_end_with_the_same_rows(
     assert read_rows(first.run).equals(undisturbed)
 
 
-def test_a_slower_process_that_is_stopped_leaves_the_whole_part_of_a_faster_one(
-    planned: Planned, undisturbed: pa.Table
+def test_a_slower_process_that_was_taken_for_dead_leaves_the_whole_part_of_a_faster_one(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = measured(planned())
     next(slow)
-    finish(planned())
+    with monkeypatch.context() as patched:
+        patched.setattr(claims.Claims, "_lives", lambda self, id: False)
+        finish(planned())
     slow.close()
     assert read_rows(planned().run).equals(undisturbed)
+    assert not list(planned().run.rglob("claims/*"))
 
 
 @pytest.mark.large
@@ -280,16 +280,16 @@ def test_shards_of_several_machines_copied_into_one_folder_are_one_run(
 def test_a_full_disk_costs_no_row_once_there_is_room_again(
     planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, real, calls = planned(), store._write, 0
+    plan, real, calls = planned(), places._write, 0
 
-    def full(*given: Any) -> None:
+    def full(path: Path, data: bytes) -> None:
         nonlocal calls
-        calls += 1
-        if calls in (2, 3):
+        calls += ".parquet" in path.name
+        if ".parquet" in path.name and calls in (2, 3):
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(*given)
+        real(path, data)
 
-    monkeypatch.setattr(store, "_write", full)
+    monkeypatch.setattr(places, "_write", full)
     problems = [problem for step in measured(plan) for problem in step.problems]
     assert len(problems) == 2
     assert "No space left on device" in problems[0]
@@ -299,34 +299,34 @@ def test_a_full_disk_costs_no_row_once_there_is_room_again(
 def test_a_disk_that_is_full_for_the_last_part_alone_is_tried_once_more_at_the_end(
     planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, real, calls = planned(), store._write, 0
+    plan, real, calls = planned(), places._write, 0
 
-    def full(*given: Any) -> None:
+    def full(path: Path, data: bytes) -> None:
         nonlocal calls
-        calls += 1
-        if calls == 6:
+        calls += ".parquet" in path.name
+        if ".parquet" in path.name and calls == 6:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(*given)
+        real(path, data)
 
-    monkeypatch.setattr(store, "_write", full)
+    monkeypatch.setattr(places, "_write", full)
     assert finish(plan).equals(undisturbed)
 
 
 def test_a_disk_that_stays_full_leaves_whole_parts_and_says_which_are_missing(
     planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, real, calls = planned(), store._write, 0
+    plan, real, calls = planned(), places._write, 0
 
-    def full(path: Path, write: Any) -> None:
+    def full(path: Path, data: bytes) -> None:
         nonlocal calls
-        calls += 1
+        calls += ".parquet" in path.name
         if calls > 3:
             path.write_bytes(b"PAR1")
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, write)
+        real(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write", full)
+        patched.setattr(places, "_write", full)
         finish(plan)
     assert plan.missing() == plan.units[3:]
     assert not list(plan.run.rglob("*.tmp-*"))
@@ -487,7 +487,9 @@ def test_a_second_order_method_as_published_sees_maps_after_the_relu_that_writes
     after = finish(planned("after", layers="4", methods="GradCAM,ShapleyCAM,ShapleyCAM-H")).to_pylist()
     for row, own, behind in zip(rows, ours, after, strict=True):
         expected = own if row["method"] == "GradCAM" else behind
-        assert (row["map"], row["kept"]) == (expected["map"], expected["kept"])
+        assert row["map"] == expected["map"]
+        # Other methods are measured beside it, and on some processors an image's last bit depends on its batch.
+        assert row["kept"] == pytest.approx(expected["kept"], abs=1e-6)
     assert any(own["map"] != behind["map"] for own, behind in zip(ours, after, strict=True))
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shapleycam.bench import store
+from shapleycam.bench import places, store
 from shapleycam.bench.store import (
     SCHEMA,
     Footer,
@@ -66,7 +66,7 @@ def test_rows_of_any_names_come_back_and_files_still_being_written_do_not(tmp_pa
     path = units[0].path(tmp_path)
     path.with_name(f"{path.name}.tmp-there-1").write_bytes(b"PAR1")
     assert sorted(read_rows(tmp_path, ["picture"])["picture"].to_pylist()) == sorted(unit.model for unit in units)
-    assert {path.parents[3].name for path in store.parts(tmp_path)} == {"parts"}
+    assert set(store.parts(tmp_path)) == {(unit.model, unit.layer, unit.utility) for unit in units}
 
 
 def test_a_part_of_before_there_were_more_metrics_is_read_with_blanks_in_their_place(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_a_part_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypa
 
 
 def test_only_leftovers_of_dead_processes_of_this_machine_are_swept_away(tmp_path: Path) -> None:
-    alive, dead, elsewhere = (tmp_path / f"a.tmp-{host}-{pid}" for host, pid in
-                              ((store._host(), os.getpid()), (store._host(), 2**22 + 1), ("elsewhere", 2**22 + 1)))  # fmt: skip
+    alive, dead, elsewhere = (tmp_path / f"a.tmp-{host}-{pid}-1" for host, pid in
+                              ((places.host(), os.getpid()), (places.host(), 2**22 + 1), ("elsewhere", 2**22 + 1)))  # fmt: skip
     for file in (alive, dead, elsewhere):
         file.touch()
-    store.sweep(tmp_path)
+    places.sweep(tmp_path)
     assert [file.exists() for file in (alive, dead, elsewhere)] == [True, False, True]
 
 

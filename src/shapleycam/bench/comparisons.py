@@ -1,6 +1,6 @@
 """Methods compared with each other, and a run with the paper."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -103,7 +103,26 @@ def pairs(scores: Scores) -> Grid:
     return Grid(f"Pairs: {title(scores)}", name(scores), head, rows, (), key(scores))
 
 
-def against(found: Sequence[Scores], configuration: Mapping[str, Any]) -> list[Grid]:
+def all_wins(found: Iterable[Scores], long: bool) -> list[Grid]:
+    """`wins` of each, or `pairs`; those without a picture that was measured with every method are left out.
+
+    Raises
+    ------
+    ValueError
+        When that is so of all.
+    """
+    grids, torn = [], None
+    for scores in found:
+        if scores.complete().pictures:
+            grids.append((pairs if long else wins)(scores))
+        else:
+            torn = scores
+    if torn and not grids:
+        compare(torn)
+    return grids
+
+
+def against(found: Iterable[Scores], configuration: Mapping[str, Any]) -> list[Grid]:
     """The printed numbers beside the run's, for all that the paper has."""
     grids = [grid for scores in found if (grid := _beside(scores, configuration))]
     if not grids:

@@ -7,13 +7,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from .paper import NAMES
+
 
 @dataclass(frozen=True)
 class Configuration:
     """What is measured. Rows depend on this, the pictures and the weights alone; a name may be several with commas."""
 
     models: tuple[str, ...] = ("efficientnet_lite0",)
-    """Names that `shapleycam models` lists, timm tags, torchvision/NAME, or MODULE:FUNCTION, which gives a shapleycam.Model."""
+    """Names that `shapleycam models` lists, paper for the paper's twelve, timm tags, torchvision/NAME, or MODULE:FUNCTION, which
+    gives a shapleycam.Model."""
     layers: tuple[str, ...] = ("gap",)
     """gap, conv, or names that `shapleycam layers MODEL` lists."""
     utilities: tuple[str, ...] = ("rest",)
@@ -48,6 +51,8 @@ class Configuration:
     def __post_init__(self) -> None:
         for name in ("models", "layers", "utilities", "methods"):
             object.__setattr__(self, name, _split(name, getattr(self, name)))
+        named = [NAMES if name == "paper" else (name,) for name in self.models]
+        object.__setattr__(self, "models", tuple(dict.fromkeys(name for some in named for name in some)))
         object.__setattr__(self, "metrics", _split("metrics", self.metrics) if self.metrics else ())
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -82,13 +87,27 @@ class Machine:
     weights: tuple[str, ...] = ()
     """MODEL=FILE or MODEL=random, with commas, or random for all models; the published weights if not given."""
     shard: str = "1/1"
-    """i/N measures the i-th of N shares of the parts, i from 1 to N, so that N machines can share a run."""
+    """i/N measures the i-th of N shares of the parts, i from 1 to N: for job arrays whose folders are not shared."""
+    engine: Literal["local", "torchrun", "ray"] = "local"
+    """This process; a rank that torchrun started; or actors of Ray, anywhere in a cluster."""
+    address: str = "local"
+    """Of a Ray cluster: auto for the one of this machine, ray://HOST:PORT; local starts one on this machine."""
+    actors: int = 2
+    """Processes of Ray that measure; each takes a GPU where the device is cuda."""
+    stall: float = 1800.0
+    """Seconds in which some actor of Ray must finish a batch, or the run is given up."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _split("weights", self.weights) if self.weights else ())
         object.__setattr__(self, "batch", str(self.batch))
         if self.batch != "auto" and not (self.batch.isdecimal() and int(self.batch) > 0):
             raise ValueError(f"batch is {self.batch!r}, expected auto or a number of pictures, at least 1")
+        if self.engine not in ("local", "torchrun", "ray"):
+            raise ValueError(f"engine is {self.engine!r}, expected local or torchrun or ray")
+        if self.actors < 1:
+            raise ValueError(f"actors is {self.actors}, expected a number of processes, at least 1")
+        if not self.stall > 0:
+            raise ValueError(f"stall is {self.stall}, expected a number of seconds")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}, expected a number of threads, at least 1")
         if any(each != "random" and not re.fullmatch(r"[^=]+=.+", each) for each in self.weights):

@@ -9,6 +9,8 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+from .places import Place, beside, files
+
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 """Endings of the files in folders and tars that are taken for pictures, in any case."""
 
@@ -31,10 +33,10 @@ class Item:
     label: Label | None
     """A class index, a WordNet identifier or class name, or None where it is not known."""
     open: Callable[[], Path | bytes] = field(repr=False, compare=False)
-    """Its file, or what the file holds."""
+    """Its file on this machine, or what the file holds."""
 
 
-def find_pictures(source: Path, labels: Path | None = None) -> tuple[Item, ...]:
+def find_pictures(source: Place, labels: Path | None = None) -> tuple[Item, ...]:
     """The pictures of a folder, a tar or a list, ordered by name; those of a list in its order.
 
     Labels come from `labels`, else from the list, else from a WordNet identifier in the folder's or the file's name, else
@@ -64,7 +66,7 @@ def find_pictures(source: Path, labels: Path | None = None) -> tuple[Item, ...]:
     if source.is_dir():
         items = _folder(source)
     elif source.suffix.lower() in SUFFIXES:
-        items = (Item(source.name, _label(PurePosixPath(source.name)), partial(Path, source)),)
+        items = (Item(source.name, _label(PurePosixPath(source.name)), partial(_opened, source)),)
     else:
         items = _tar(source) if _is_tar(source) else _list(source)
     if not items:
@@ -77,13 +79,13 @@ def checksum(items: Sequence[Item]) -> str:
     return sha256("\n".join(f"{item.name}\t{item.label}" for item in items).encode()).hexdigest()
 
 
-def _folder(folder: Path) -> tuple[Item, ...]:
-    names = sorted(
-        PurePosixPath(path.relative_to(folder).as_posix())
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-    return tuple(Item(str(name), _label(name), partial(Path, folder / name)) for name in names)
+def _folder(folder: Place) -> tuple[Item, ...]:
+    names = sorted(name for name in files(folder) if name.suffix.lower() in SUFFIXES and not name.name.startswith("."))
+    return tuple(Item(str(name), _label(name), partial(_opened, folder / str(name))) for name in names)
+
+
+def _opened(file: Place) -> Path | bytes:
+    return file if isinstance(file, Path) else file.read_bytes()
 
 
 def _label(name: PurePosixPath) -> Label | None:
@@ -98,7 +100,7 @@ def _identifier(name: PurePosixPath) -> Label | None:
     return in_name.group(1) if in_name else None
 
 
-def _is_tar(file: Path) -> bool:
+def _is_tar(file: Place) -> bool:
     with file.open("rb") as opened:
         head = opened.read(512)
     if head[:2] in (b"\x1f\x8b", b"BZ") or head[:6] == b"\xfd7zXZ\x00" or head[:4] == b"\x28\xb5\x2f\xfd":
@@ -108,10 +110,10 @@ def _is_tar(file: Path) -> bool:
     return file.suffix.lower() == ".tar" or head[257:262] == b"ustar"
 
 
-def _tar(file: Path) -> tuple[Item, ...]:
+def _tar(file: Place) -> tuple[Item, ...]:
     members: dict[str, tarfile.TarInfo] = {}
     try:
-        with tarfile.open(file, "r:") as tar:
+        with file.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
                 if member.isfile() and name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
@@ -124,20 +126,20 @@ def _tar(file: Path) -> tuple[Item, ...]:
     )
 
 
-def _bytes(file: Path, start: int, size: int) -> bytes:
+def _bytes(file: Place, start: int, size: int) -> bytes:
     with file.open("rb") as opened:
         opened.seek(start)
         return opened.read(size)
 
 
-def _list(file: Path) -> tuple[Item, ...]:
+def _list(file: Place) -> tuple[Item, ...]:
     items: dict[str, Item] = {}
     for line, (path, label) in _lines(file):
-        name = Path(path).as_posix()
+        name = path if "://" in path else Path(path).as_posix()
         if name in items:
             raise ValueError(f"line {line} of {str(file)!r} lists {name} a second time; remove one of the two")
         known = _identifier(PurePosixPath(name)) if label is None else label
-        items[name] = Item(name, known, partial(Path, file.parent / path))
+        items[name] = Item(name, known, partial(_opened, beside(file, path)))
     return tuple(items.values())
 
 
@@ -167,7 +169,7 @@ def _labelled(items: Sequence[Item], file: Path) -> tuple[Item, ...]:
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, tuple[str, Label | None]]]:
+def _lines(file: Place) -> Iterator[tuple[int, tuple[str, Label | None]]]:
     """For each line of a list its number, the path and the label; a head and empty lines are passed over."""
     try:
         text = file.read_text(encoding="utf-8-sig")

@@ -81,8 +81,14 @@ def load(name: str, configuration: Configuration, machine: Machine, channels_las
     if chosen is None:
         chosen = _faster_last(loaded)
     loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
-    infer = _compiled(loaded.model.module) if configuration.compile else None
-    return replace(loaded, channels_last=chosen, infer=infer)
+    return there(replace(loaded, channels_last=chosen), machine.device, configuration.compile)
+
+
+def there(loaded: Loaded, device: str, compile: bool) -> Loaded:
+    """A model on a device, compiled there if asked for."""
+    module = loaded.model.module.to(device)
+    infer = _compiled(module) if compile else None
+    return replace(loaded, model=replace(loaded.model, module=module), device=torch.device(device), infer=infer)
 
 
 def choose_batch(loaded: Loaded, layer: str, utility: str, most: int) -> int:
@@ -95,6 +101,13 @@ def choose_batch(loaded: Loaded, layer: str, utility: str, most: int) -> int:
         )
 
     return largest_gain(trial, min(most, MOST))
+
+
+def seconds_of_pass(loaded: Loaded, pictures: int) -> float:
+    """The time of a forward pass of so many pictures."""
+    images = loaded.blank(pictures)
+    with torch.inference_mode():
+        return _seconds(lambda: loaded.model.module(images))
 
 
 def largest_gain(trial: Callable[[int], float], most: int) -> int:

@@ -18,6 +18,7 @@ from . import store
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
 from .loaded import Loaded, choose_batch, load
+from .places import Place, sweep
 from .published import overwriting_layer
 from .store import Footer, Unit
 
@@ -26,7 +27,7 @@ from .store import Footer, Unit
 class Plan:
     """A run that can be started, or gone on with: nothing is measured yet."""
 
-    run: Path
+    run: Place
     items: tuple[Item, ...]
     configuration: Configuration
     machine: Machine
@@ -51,16 +52,47 @@ class Plan:
         footer = store.read_footer(unit.path(self.run))
         return footer if footer and footer.configuration == self.facts["hash"] else None
 
+    def complete(self, unit: Unit) -> bool:
+        """Whether a unit is on disk in full."""
+        footer = self.footer(unit)
+        return footer is not None and footer.complete
+
+    def load(self, model: str) -> Loaded:
+        """A model, as the run began with it.
+
+        Raises
+        ------
+        ValueError, WeightsError
+            As `load`, and when its weights are others.
+        """
+        loaded = load(model, self.configuration, self.machine, self.facts["models"][model]["channels_last"])
+        if loaded.sha256 != (begun := self.facts["weights"][model]["sha256"]):
+            raise ValueError(
+                f"the weights of {model} are not those that {str(self.run)!r} began with, sha256 {loaded.sha256[:12]} and "
+                f"there {begun[:12]}; give those (--weights {model}=FILE), or name another folder (--out)"
+            )
+        return loaded
+
+    def batch(self, model: str) -> int:
+        """Pictures that run through the network together."""
+        return int(self.facts["batch"][model] if self.machine.batch == "auto" else self.machine.batch)
+
     def missing(self) -> tuple[Unit, ...]:
         """Units of this shard that are not on disk, or not in full."""
-        return tuple(u for u in self.units if not (footer := self.footer(u)) or not footer.complete)
+        return tuple(unit for unit in self.units if not self.complete(unit))
+
+    def finished(self, seconds: float) -> None:
+        """Write into `run.json` when the run ended, and how long it took this process."""
+        times = store.read_configuration(self.run)["times"]
+        total = round(times.get("seconds", 0) + seconds, 1)
+        store.rewrite(self.run, {**self.facts, "times": {**times, "finished": now(), "seconds": total}})
 
     def errors(self) -> int:
         """Rows of this shard on disk that have no numbers."""
         return sum(footer.errors for unit in self.units if (footer := self.footer(unit)))
 
 
-def plan(source: Path, run: Path, configuration: Configuration, machine: Machine) -> Plan:
+def plan(source: Place, run: Place, configuration: Configuration, machine: Machine) -> Plan:
     """Find the pictures, begin the run or find what is left of it, and try each model and layer once.
 
     Raises
@@ -73,7 +105,7 @@ def plan(source: Path, run: Path, configuration: Configuration, machine: Machine
     for utility in configuration.utilities:
         resolve_utility(utility)
     resolve_metrics(configuration.metrics)
-    names = _method_names(configuration)
+    names = method_names(configuration)
     items = find_pictures(source, configuration.labels)
     if configuration.targets == "label" and all(item.label is None for item in items):
         raise ValueError("targets is label, but no picture has one; give a file of them with labels (--labels FILE)")
@@ -91,21 +123,28 @@ def plan(source: Path, run: Path, configuration: Configuration, machine: Machine
             f"{str(run)!r} holds a run with another configuration: {'; '.join(changed)}; name another folder (--out), or "
             "give the configuration that is there to go on with it"
         )
-    store.sweep(run)
+    sweep(run)
     return Plan(run, items, configuration, machine, facts)
 
 
-def _method_names(configuration: Configuration) -> tuple[str, ...]:
+def count_pictures(source: Place, labels: Path | None) -> int:
+    """The number of pictures; `source` may be that number."""
+    number = str(source).isdecimal() and not source.exists()
+    return int(str(source)) if number else len(find_pictures(source, labels))
+
+
+def method_names(configuration: Configuration) -> tuple[str, ...]:
+    """Every method that is measured, by its name."""
     given = [*configuration.methods, *(BASELINES if configuration.baselines else ())]
     return resolve_names(given, (*SEARCHES, *BASELINES))
 
 
-def _refuse_foreign(run: Path) -> None:
+def _refuse_foreign(run: Place) -> None:
     if (run / "parts").exists():
         raise ValueError(f"{str(run)!r} has parts but no run.json that says what they are; name another folder (--out)")
 
 
-def _begin(source: Path, wanted: dict[str, Any], configuration: Configuration, machine: Machine) -> dict[str, Any]:
+def _begin(source: Place, wanted: dict[str, Any], configuration: Configuration, machine: Machine) -> dict[str, Any]:
     """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
     models, weights, batches = {}, {}, {}
     for name in configuration.models:

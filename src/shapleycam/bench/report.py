@@ -16,9 +16,10 @@ from PIL import Image, ImageOps
 from .captions import coinciding
 from .datasets import Item, find_pictures
 from .formats import Grid
-from .scores import BASELINES, COLUMNS, METRICS, Scores
-from .store import Unit, explanation_map, read_configuration, read_part, read_rows
-from .tables import make_grids, scores_in_order
+from .places import Place, locate
+from .scores import BASELINES, METRICS, Scores
+from .store import explanation_map, parts, read_configuration, read_part
+from .tables import make_grids, read_groups, scores_in_order
 
 SHOWN = 3
 """Pictures shown as the best, and as the worst, of each network, target layer and utility."""
@@ -51,7 +52,7 @@ class Bar:
     """The 5, 25, 50, 75 and 95 % quantiles."""
 
 
-def write_report(run: Path, out: Path, pictures: Path | None = None) -> None:
+def write_report(run: Place, out: Path, pictures: Place | None = None) -> None:
     """Write the report of a run to `out`.
 
     Parameters
@@ -68,15 +69,13 @@ def write_report(run: Path, out: Path, pictures: Path | None = None) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     facts = read_configuration(run)
-    rows = read_rows(run, COLUMNS)
-    found = scores_in_order(rows)
-    grids = make_grids(rows, facts["configuration"], ci=True)
-    beside = {grid.key: grid for grid in grids[len(found) :]}
-    sources = _sources(Path(pictures or facts.get("source", "")), required=pictures is not None)
-    sections = [
-        replace(_section(grid, scores, run, facts, sources), agreement=beside.get(grid.key))
-        for grid, scores in zip(grids[: len(found)], found, strict=True)
-    ]
+    sources = _sources(pictures or facts.get("source", ""), required=pictures is not None)
+    sections = []
+    for scores in scores_in_order(read_groups(run)):
+        where = scores.model, scores.layer, scores.utility
+        grid, *beside = make_grids({where: lambda scores=scores: scores}, facts["configuration"], ci=True)  # type: ignore[misc]
+        section = _section(grid, scores, run, facts, sources)
+        sections.append(replace(section, agreement=beside[0] if beside else None))
     page = Environment(
         loader=PackageLoader("shapleycam", "bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html")
@@ -84,7 +83,7 @@ def write_report(run: Path, out: Path, pictures: Path | None = None) -> None:
     out.write_text(page.render(run=run.name, facts=_facts(facts), sections=sections), encoding="utf-8")
 
 
-def _section(grid: Grid, scores: Scores, run: Path, facts: Mapping[str, Any], sources: Mapping[str, Item]) -> Section:
+def _section(grid: Grid, scores: Scores, run: Place, facts: Mapping[str, Any], sources: Mapping[str, Item]) -> Section:
     listed = [name for name in coinciding(scores) if name not in BASELINES]
     adcc = dict(zip(scores.methods, np.nan_to_num(scores.means[:, METRICS.index("ADCC")], nan=-1), strict=True))
     best = max((name for name in listed if name != "RandomCAM"), key=lambda name: adcc[name], default=None)
@@ -194,11 +193,11 @@ def _bars(grid: Grid, scores: Scores) -> tuple[Bar, ...]:
     return tuple(bars)
 
 
-def _maps(run: Path, scores: Scores, names: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
+def _maps(run: Place, scores: Scores, names: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of some pictures with their maps, by picture and method; parts are read one after the other."""
     wanted = pa.array(names, pa.string())
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in sorted(Unit(scores.model, scores.layer, scores.utility, 0).path(run).parent.glob("*.parquet")):
+    for path in parts(run)[scores.model, scores.layer, scores.utility]:
         rows = read_part(path, ("picture", "method", "target", "full", "map", "map_scale", "map_h", "map_w"))
         mine = rows.filter(pc.is_in(rows["picture"], value_set=wanted))
         found |= {(row["picture"], row["method"]): row for row in mine.to_pylist()}
@@ -211,9 +210,9 @@ def _url(picture: Image.Image) -> str:
     return f"data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}"
 
 
-def _sources(source: Path, *, required: bool) -> dict[str, Item]:
+def _sources(source: str | Place, *, required: bool) -> dict[str, Item]:
     try:
-        return {item.name: item for item in find_pictures(source)} if str(source) != "." else {}
+        return {item.name: item for item in find_pictures(locate(source))} if source else {}
     except (OSError, ValueError):
         if required:
             raise

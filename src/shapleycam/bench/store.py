@@ -3,22 +3,22 @@
 Any number of processes may write into one folder, and be killed. Reading needs no network: see `read_rows`.
 """
 
-import errno
+import io
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import quote
+from typing import Any, TypeAlias
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from .places import Place, create, write_whole
 
 SCHEMA = pa.schema(
     [
@@ -45,9 +45,10 @@ these names, are null unless the run was asked for them.
 `status` is "ok" or the reason why a row's numbers are not to be used.
 """
 
+Where: TypeAlias = tuple[str, str, str]
+"""A model, target layer and utility."""
 OK = "ok"
 _KEY = b"shapleycam"
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True, order=True)
@@ -59,10 +60,14 @@ class Unit:
     utility: str
     part: int
 
-    def path(self, run: Path) -> Path:
+    def path(self, run: Place) -> Place:
         """Its file in the run's folder."""
-        names = (quote(name, safe="") for name in (self.model, self.layer, self.utility))
-        return run.joinpath("parts", *names, f"{self.part:05d}.parquet")
+        return run.joinpath("parts", *self.folders, f"{self.part:05d}.parquet")
+
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        """Model, layer and utility as names of folders."""
+        return quote(self.model, safe=""), quote(self.layer, safe=""), quote(self.utility, safe="")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def fingerprint(facts: object) -> str:
     return sha256(json.dumps(facts, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
-def read_configuration(run: Path) -> dict[str, Any]:
+def read_configuration(run: Place) -> dict[str, Any]:
     """What `run.json` says: configuration and its hash, pictures, versions, models, weights, batch, device, times.
 
     Raises
@@ -123,31 +128,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def begin(run: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def begin(run: Place, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write `run.json`, unless another process was first: gives what it says in the end."""
-    run.mkdir(parents=True, exist_ok=True)
-    file = run / "run.json"
-    temporary = _temporary(file)
-    try:
-        _write(temporary, lambda to: to.write(_json(facts)))
-        try:
-            os.link(temporary, file)  # fails if it is there, unlike os.replace
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            if not file.exists():
-                temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    create(run / "run.json", _json(facts))
     return read_configuration(run)
 
 
-def rewrite(run: Path, facts: Mapping[str, Any]) -> None:
+def rewrite(run: Place, facts: Mapping[str, Any]) -> None:
     """Write `run.json` anew."""
-    write_whole(run / "run.json", lambda to: to.write(_json(facts)))
+    write_whole(run / "run.json", _json(facts))
 
 
-def write_part(path: Path, rows: pa.Table, footer: Footer) -> None:
+def write_part(path: Place, rows: pa.Table, footer: Footer) -> None:
     """A part, on the disk as a whole once this returns; until then whatever was there before.
 
     Raises
@@ -155,60 +147,40 @@ def write_part(path: Path, rows: pa.Table, footer: Footer) -> None:
     OSError
         When the disk is full, say; nothing of it is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, part_bytes(rows, footer))
+
+
+def part_bytes(rows: pa.Table, footer: Footer) -> bytes:
+    """A part as its file holds it."""
     table = rows.replace_schema_metadata({_KEY: json.dumps(asdict(footer)).encode()})
-    write_whole(path, lambda to: pq.write_table(table, to, compression="zstd"))
+    written = io.BytesIO()
+    pq.write_table(table, written, compression="zstd")
+    return written.getvalue()
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a file beside `path`, which takes its place once it is on the disk."""
-    temporary = _temporary(path)
-    try:
-        _write(temporary, write)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    with suppress(OSError):  # some systems cannot open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def sweep(run: Path) -> None:
-    """Remove what processes of this machine left half-written when they were killed."""
-    if os.name != "posix":  # elsewhere asking whether a process lives may end it
-        return
-    for file in run.rglob(f"*{_TEMPORARY}*"):
-        host, _, process = file.name.rpartition(_TEMPORARY)[2].rpartition("-")
-        if host == _host() and process.isdigit() and not _alive(int(process)):
-            file.unlink(missing_ok=True)
-
-
-def read_footer(path: Path) -> Footer | None:
+def read_footer(path: Place) -> Footer | None:
     """What a part says of itself; None if it is missing, damaged, or no part."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(_file(path)).metadata or {}
         return Footer(**json.loads(metadata[_KEY]))
     except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
         return None
 
 
-def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_part(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of a part; columns that it does not have yet, for an older version made it, are null."""
     wanted = pa.schema(SCHEMA if columns is None else [SCHEMA.field(name) for name in columns])
-    found = pq.ParquetFile(path).read(columns=wanted.names).replace_schema_metadata()
+    found = pq.ParquetFile(_file(path)).read(columns=wanted.names).replace_schema_metadata()
     for field in wanted:
         if field.name not in found.column_names:
             found = found.append_column(field, pa.nulls(len(found), field.type))
     return found.select(wanted.names)
 
 
-def read_rows(run: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of a run, or some of their columns; files that are still being written are passed over.
+def read_rows(run: Place, columns: Sequence[str] | None = None, where: Where | None = None) -> pa.Table:
+    """All rows of a run, or those of one model, layer and utility, or some of their columns.
+
+    Files that are still being written are passed over.
 
     Raises
     ------
@@ -223,13 +195,14 @@ def read_rows(run: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise ValueError(f"rows have no column {unknown[0]!r}; there are {', '.join(SCHEMA.names)}")
     tables = []
     weights: dict[str, str] = {model: each["sha256"] for model, each in facts.get("weights", {}).items()}
-    for path in parts(run):
-        footer, name = read_footer(path), str(path.relative_to(run))
+    found = parts(run)
+    for path in found.get(where, ()) if where else chain.from_iterable(found.values()):
+        footer, name = read_footer(path), "/".join(path.parts[-4:])
         if footer is None:
             raise ValueError(f"{name} in {str(run)!r} is damaged; the same bench command again makes it anew")
         if footer.configuration != facts["hash"]:
             raise ValueError(f"{name} was made with another configuration than {str(run / 'run.json')!r}; remove it")
-        model = path.relative_to(run).parts[1]
+        model = path.parts[-4]
         if weights.setdefault(model, footer.weights) != footer.weights:
             raise ValueError(f"{name} was made with other weights of {model} than the rest of {str(run)!r}; remove it")
         tables.append(read_part(path, columns))
@@ -238,9 +211,14 @@ def read_rows(run: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def parts(run: Path) -> Iterator[Path]:
-    """The finished files of a run in a lasting order."""
-    return iter(sorted(run.glob("parts/*/*/*/*.parquet")))
+def parts(run: Place) -> dict[Where, list[Place]]:
+    """The finished files of each model, layer and utility of a run, in a lasting order."""
+    found: dict[Where, list[Place]] = {}
+    files: list[Place] = list(run.glob("parts/*/*/*/*.parquet"))
+    for path in sorted(files, key=lambda each: tuple(each.parts)):
+        model, layer, utility = (unquote(name) for name in path.parts[-4:-1])
+        found.setdefault((model, layer, utility), []).append(path)
+    return found
 
 
 def explanation_map(row: Mapping[str, Any]) -> NDArray[np.float32] | None:
@@ -260,35 +238,10 @@ def pack(maps: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.flo
         return (maps / scales[:, None, None]).astype(np.float16), scales
 
 
-def full_disk(error: OSError) -> bool:
-    """Whether a write failed for want of space, so that it may work later."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def _json(facts: Mapping[str, Any]) -> bytes:
     return (json.dumps(facts, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}{_TEMPORARY}{_host()}-{os.getpid()}")
-
-
-def _host() -> str:
-    return quote(socket.gethostname(), safe="")
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+def _file(path: Place) -> Path | io.BytesIO:
+    """What Parquet reads: a part from an object store comes in one request."""
+    return path if isinstance(path, Path) else io.BytesIO(path.read_bytes())

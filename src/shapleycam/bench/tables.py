@@ -1,26 +1,26 @@
 """From the rows of a run to the paper's tables. Needs neither a network nor torch, so any laptop will do."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 
 from .agreements import TITLES, agreement, game_cells
-from .captions import base, coinciding, expected, failure_notes, key, name, number, same_notes, title
-from .comparisons import against, pairs, wins
+from .captions import base, coinciding, expected, failure_notes, key, name, same_notes, title
+from .comparisons import against, all_wins
 from .formats import FORMATS, Cell, Grid
-from .paper import NAMES
+from .paper import NAMES, table_number
+from .places import Place
 from .scores import BASELINES, COLUMNS, LOWER, METRICS, Floats, Scores, join, score_rows, sort_methods
-from .store import read_configuration, read_rows
+from .store import Where, parts, read_configuration, read_rows
 
 View = Literal["scores", "published", "wins"]
 
 
 def table(
-    run: Path,
+    run: Place,
     *,
     format: str = "text",
     view: View = "scores",
@@ -59,14 +59,37 @@ def table(
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     facts = read_configuration(run).get("configuration", {})
     grids = make_grids(
-        read_rows(run, COLUMNS), facts, view=view, sort=sort, ci=ci, baselines=baselines,
+        read_groups(run), facts, view=view, sort=sort, ci=ci, baselines=baselines,
         utilities=utilities, methods=methods, long=format == "csv",
     )  # fmt: skip
     return FORMATS[format](grids)
 
 
+Groups: TypeAlias = Mapping[Where, Callable[[], Scores]]
+"""The scores of each model, layer and utility, made when they are asked for: a table of millions of rows keeps but one."""
+
+
+def read_groups(run: Place) -> Groups:
+    """The scores of a run on disk.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no run, or no part in it yet.
+    """
+    found = parts(run)
+    if not found:
+        read_rows(run, COLUMNS)  # says what is missing
+
+    def read(where: Where) -> Scores:
+        (scores,) = score_rows(read_rows(run, COLUMNS, where))
+        return scores
+
+    return {where: partial(read, where) for where in found}
+
+
 def make_grids(
-    rows: pa.Table,
+    rows: pa.Table | Groups,
     configuration: Mapping[str, Any],
     *,
     view: View = "scores",
@@ -77,35 +100,41 @@ def make_grids(
     methods: Sequence[str] = (),
     long: bool = False,
 ) -> list[Grid]:
-    """The grids of `table`, of rows that are at hand; `long` for a line to each pair or method instead of notes."""
-    found = [_chosen(scores, methods, baselines) for scores in scores_in_order(rows, utilities)]
-    if sort is not None and sort.upper() not in {name.upper() for name in found[0].metrics}:
-        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(found[0].metrics)}")
+    """The grids of `table`, of rows that are at hand or of groups; `long` for a line to each pair or method instead of notes."""
+    groups = rows if isinstance(rows, Mapping) else _at_hand(rows)
+    found = (_chosen(scores, methods, baselines) for scores in scores_in_order(groups, utilities))
     if view == "published":
         return against(found, configuration)
     if view == "wins":
-        whole = [scores for scores in found if scores.complete().pictures]
-        return [(pairs if long else wins)(scores) for scores in whole or found]
-    main = [_grid(scores, sort, ci, long, expected(configuration)) for scores in found]
-    beside = [] if long else [agreement(scores, title(scores), ci) for scores in found]
+        return all_wins(found, long)
+    main, beside = [], []
+    for scores in found:
+        main.append(_grid(scores, sort, ci, long, expected(configuration)))
+        beside.append(None if long else agreement(scores, title(scores), ci))
     return main + [grid for grid in beside if grid]
 
 
-def scores_in_order(rows: pa.Table, utilities: Sequence[str] = ()) -> list[Scores]:
-    """The scores that `make_grids` makes a grid of each, in its order."""
-    return sorted(_by_utility(score_rows(rows), utilities), key=_place)
-
-
-def _by_utility(found: Sequence[Scores], utilities: Sequence[str]) -> list[Scores]:
+def scores_in_order(groups: Groups, utilities: Sequence[str] = ()) -> Iterator[Scores]:
+    """The scores that `make_grids` makes a grid of each, in its order; those of several utilities as one where named."""
+    if missing := [each for each in utilities if each not in {utility for _, _, utility in groups}]:
+        known = ", ".join(sorted({utility for _, _, utility in groups}))
+        raise ValueError(f"the run has no utility {missing[0]!r}; it has {known}")
     if not utilities:
-        return list(found)
-    known = {scores.utility for scores in found}
-    if missing := [each for each in utilities if each not in known]:
-        raise ValueError(f"the run has no utility {missing[0]!r}; it has {', '.join(sorted(known))}")
-    chosen = sorted(found, key=lambda scores: (scores.model, scores.layer))
-    groups = (list(some) for _, some in groupby(chosen, key=lambda scores: (scores.model, scores.layer)))
-    parts = ([s for each in utilities for s in some if s.utility == each] for some in groups)
-    return [join(some) for some in parts if some]
+        for where in sorted(groups, key=_place):
+            yield groups[where]()
+        return
+    for model, layer in sorted(dict.fromkeys(where[:2] for where in groups), key=lambda pair: _place((*pair, ""))):
+        known_of = [(model, layer, each) for each in utilities if (model, layer, each) in groups]
+        if known_of:
+            yield join([groups[where]() for where in known_of])
+
+
+def _at_hand(rows: pa.Table) -> Groups:
+    return {(s.model, s.layer, s.utility): partial(_itself, s) for s in score_rows(rows)}
+
+
+def _itself(scores: Scores) -> Scores:
+    return scores
 
 
 def _chosen(scores: Scores, methods: Sequence[str], baselines: bool) -> Scores:
@@ -120,16 +149,17 @@ def _chosen(scores: Scores, methods: Sequence[str], baselines: bool) -> Scores:
     return scores.select(wanted)
 
 
-def _place(scores: Scores) -> tuple[Any, ...]:
+def _place(where: Where) -> tuple[Any, ...]:
     """Tables as the paper orders them, and its networks in them; others behind, as the run has them."""
+    model, layer, utility = where
     layers, networks = ("gap", "conv"), tuple(NAMES)
     return (
-        scores.utility != "rest",
-        scores.utility,
-        layers.index(scores.layer) if scores.layer in layers else 2,
-        scores.layer,
-        number(scores) or 9,
-        networks.index(scores.model) if scores.model in networks else len(networks),
+        utility not in ("rest", ""),
+        utility,
+        layers.index(layer) if layer in layers else 2,
+        layer,
+        table_number(layer, model) or 9,
+        networks.index(model) if model in networks else len(networks),
     )
 
 
@@ -138,6 +168,8 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
     ends = np.percentile(scores.resample(), (2.5, 97.5), axis=0) if ci else None
     same = coinciding(scores)
     listed = list(scores.methods if long else same)
+    if sort is not None and sort.upper() not in {each.upper() for each in scores.metrics}:
+        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(scores.metrics)}")
     if sort is not None:
         column = [each.upper() for each in scores.metrics].index(sort.upper())
         sign = 1 if scores.metrics[column] in LOWER else -1

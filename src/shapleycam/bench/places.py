@@ -1,0 +1,174 @@
+"""Places of pictures and runs: paths of this machine, and object stores (s3://, gs://, ...) through fsspec.
+
+What is written appears as a whole or not at all, on either. Any number of processes may write, and be killed.
+"""
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from threading import get_ident
+from typing import TypeAlias
+from urllib.parse import quote
+
+from upath import UPath
+
+Place: TypeAlias = Path | UPath
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+_TEMPORARY = ".tmp-"
+
+
+def locate(named: str | Place) -> Place:
+    """A path, or what a URL such as s3://bucket/folder means; options of its store come from the environment.
+
+    Raises
+    ------
+    ValueError
+        For a URL of an unknown kind, or one whose package is not installed.
+    """
+    if not isinstance(named, str) or "://" not in named:
+        return Path(named) if isinstance(named, str) else named
+    kind = named.partition("://")[0]
+    package, extra = _EXTRAS.get(kind, ("", ""))
+    if package and find_spec(package) is None:
+        raise ValueError(f'{named!r} needs {package}: pip install "shapleycam[{extra}]"')
+    try:
+        # Without its cache: other machines write there too.
+        return UPath(named, use_listings_cache=False)
+    except (ValueError, ImportError) as error:
+        raise ValueError(
+            f"{named!r} cannot be reached: {error}; expected a path, s3://BUCKET/..., gs://BUCKET/..., or another "
+            "URL that fsspec knows"
+        ) from error
+
+
+def beside(file: Place, named: str) -> Place:
+    """What a list means by a path: one relative to it, or a URL."""
+    return locate(named) if "://" in named else file.parent / named
+
+
+def files(folder: Place) -> Iterator[PurePosixPath]:
+    """The files below a folder, relative to it, in no order."""
+    if isinstance(folder, Path):
+        found = (path for path in folder.rglob("*") if path.is_file())
+        return (PurePosixPath(path.relative_to(folder).as_posix()) for path in found)
+    root = PurePosixPath(folder.path)
+    return (PurePosixPath(each).relative_to(root) for each in folder.fs.find(folder.path))
+
+
+def write_whole(path: Place, data: bytes) -> None:
+    """A file, on the disk as a whole once this returns; until then whatever was there before.
+
+    Raises
+    ------
+    OSError
+        When the disk is full, say; nothing of it is left behind.
+    """
+    if not isinstance(path, Path):
+        path.fs.pipe_file(path.path, data)  # object stores show nothing before it is all there
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        _write(temporary, data)
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    with suppress(OSError):  # some systems cannot open folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def create(path: Place, data: bytes) -> bool:
+    """Write a file unless there is one: whether this call made it. Of several at once one alone is told so, on NFS too."""
+    if not isinstance(path, Path):
+        try:
+            path.fs.pipe_file(path.path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        _write(temporary, data)
+        try:
+            os.link(temporary, path)  # fails if it is there, unlike os.replace
+        except FileExistsError:
+            # Over NFS an answer may be lost, and the link that was made be refused when it is asked for again.
+            return temporary.stat().st_nlink > 1
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            temporary.replace(path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(path: Place) -> None:
+    """Remove a file if it is there."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+
+
+def sweep(folder: Place) -> None:
+    """Remove what processes of this machine left half-written when they were killed."""
+    if os.name != "posix" or not isinstance(folder, Path):  # elsewhere asking whether a process lives may end it
+        return
+    for file in folder.rglob(f"*{_TEMPORARY}*"):
+        machine, process, _ = ("--" + file.name.rpartition(_TEMPORARY)[2]).rsplit("-", 2)
+        if machine == f"--{host()}" and process.isdigit() and not alive(int(process)):
+            file.unlink(missing_ok=True)
+
+
+@cache
+def host() -> str:
+    """This machine since it was started: two that share a name, containers say, are told apart."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:
+        boot = ""
+    return quote(f"{socket.gethostname()}-{boot}".strip("-"), safe="")
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What the packages of object stores raise beside OSError: no credentials, or nobody answers."""
+    known = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
+
+
+def full_disk(error: OSError) -> bool:
+    """Whether a write failed for want of space, so that it may work later."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine lives."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_TEMPORARY}{host()}-{os.getpid()}-{get_ident()}")

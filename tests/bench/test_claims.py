@@ -1,0 +1,206 @@
+"""Who does which part: one process alone, the next when that one is dead, and nobody's clock is believed."""
+
+import errno
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from upath import UPath
+
+from shapleycam.bench import claims, places
+from shapleycam.bench.claims import Claims, Worker
+from shapleycam.bench.store import Unit
+
+UNITS = tuple(Unit("m/x", "gap", "rest", part) for part in range(6))
+
+
+def died(run: Any) -> Claims:
+    """The claims of a process that is dead."""
+    dead = Claims(run)
+    dead.close()
+    dead.me = Worker(f"{places.host()}-{2**22 + 1}-abc", "dead")
+    dead._beat()
+    return dead
+
+
+def nothing(unit: Unit) -> bool:
+    return False
+
+
+@pytest.fixture(params=["disk", "store"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A run's folder, on disk and in an object store that lives in memory."""
+    return tmp_path if request.param == "disk" else UPath(f"memory://{tmp_path.name}", use_listings_cache=False)
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process seems to be on another machine, so that none can be asked whether it lives."""
+    monkeypatch.setattr(claims, "alive", lambda process: True)
+
+
+def test_a_unit_is_taken_by_one_of_two_and_free_again_once_released(run: Any) -> None:
+    first, second = Claims(run), Claims(run)
+    assert list(first.each(UNITS[:3], nothing)) == list(UNITS[:3])
+    assert list(second.each(UNITS, nothing)) == list(UNITS[3:])
+    first.release(UNITS[1])
+    assert list(second.each(UNITS, nothing)) == [UNITS[1]]
+    first.close()
+    assert list(second.each(UNITS, nothing)) == [UNITS[0], UNITS[2]]
+    second.close()
+    assert [each for each in places.files(run) if each.suffix == ".json"] == []
+
+
+def test_what_is_done_when_it_is_taken_is_passed_over_and_released(run: Any) -> None:
+    first, second = Claims(run), Claims(run)
+    assert list(first.each(UNITS[:3], lambda unit: unit.part != 1)) == [UNITS[1]]
+    assert second.take(UNITS[0])
+    first.close()
+    second.close()
+
+
+def test_of_many_threads_one_alone_takes_a_unit(tmp_path: Path) -> None:
+    several = [Claims(tmp_path) for _ in range(8)]
+    for unit in UNITS:
+        with ThreadPoolExecutor(8) as pool:
+            assert sorted(pool.map(Claims.take, several, [unit] * 8)) == [False] * 7 + [True]
+    for each in several:
+        each.close()
+
+
+def test_what_a_dead_process_of_this_machine_held_is_taken_at_once(run: Any) -> None:
+    dead = died(run)
+    assert dead.take(UNITS[0])
+    living = Claims(run)
+    assert living.take(UNITS[0])
+    assert not (run / "workers" / f"{dead.me.id}.json").exists()
+    third = Claims(run)
+    assert not third.take(UNITS[0])  # it has a second owner, who lives
+    living.release(UNITS[0])
+    assert third.take(UNITS[0])  # with it the dead one's claim went
+    for each in (living, third):
+        each.close()
+
+
+@pytest.mark.usefixtures("far")
+def test_elsewhere_a_process_is_dead_when_its_beats_stand_still_by_the_own_clock_of_who_waits(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1e9]
+    other = Claims(run)
+    assert other.take(UNITS[0])
+    waiting = Claims(run, clock=lambda: now[0])
+    for _ in range(5):  # it lives: its beats go on, whatever time passes between them
+        assert not waiting.take(UNITS[0])
+        now[0] += claims.EXPIRY + 1
+        other._beat()
+    assert not waiting.take(UNITS[0])
+    now[0] += claims.EXPIRY - 1
+    assert not waiting.take(UNITS[0])
+    now[0] += 2
+    assert waiting.take(UNITS[0])
+    waiting.close()
+    other.close()
+
+
+@pytest.mark.usefixtures("far")
+@pytest.mark.parametrize("skew", [-1e6, 1e6])
+def test_clocks_of_other_machines_that_are_wrong_change_nothing(tmp_path: Path, skew: float) -> None:
+    other = Claims(tmp_path)
+    assert other.take(UNITS[0])
+    for file in places.files(tmp_path):
+        os.utime(tmp_path / file, (1.8e9 + skew,) * 2)
+    waiting = Claims(tmp_path)
+    assert not waiting.take(UNITS[0])
+    waiting.close()
+    other.close()
+
+
+def test_a_process_that_has_hung_no_longer_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT", 0.001)
+    now = [0.0]
+    one = Claims(tmp_path, clock=lambda: now[0])
+    file = tmp_path / "workers" / f"{one.me.id}.json"
+
+    def beats() -> bool:
+        before = one.me.beat
+        one._over.wait(0.2)
+        return one.me.beat > before
+
+    assert beats()
+    now[0] = claims.PATIENCE + 1
+    one._over.wait(0.1)
+    assert not beats()
+    one.tell(2, 1)
+    assert beats()
+    one.close()
+    assert not file.exists()
+
+
+def test_what_others_have_done_is_told_once_and_not_what_they_had_done_before(run: Any) -> None:
+    now = [0.0]
+    early = Claims(run, "rank 1")
+    early.tell(10, 1)
+    early._beat()
+    one = Claims(run, "rank 0", clock=lambda: now[0])
+    assert [worker.name for worker in one.before.values()] == ["rank 1"]
+    late = Claims(run, "rank 2")
+    early.tell(3, 0)
+    late.tell(5, 2)
+    for each in (early, late):
+        each._beat()
+    assert list(one.news()) == []  # not before a beat has passed
+    now[0] += claims.BEAT
+    assert sorted(one.news()) == [("rank 1", 3, 0), ("rank 2", 5, 2)]
+    now[0] += claims.BEAT
+    assert sorted(one.news()) == [("rank 1", 0, 0), ("rank 2", 0, 0)]
+    for each in (early, late, one):
+        each.close()
+
+
+def test_an_engine_that_deals_out_parts_itself_works_alone(run: Any) -> None:
+    one = Claims(run, "rank 7")
+    with pytest.raises(ValueError, match="rank 7 works on the run in"):
+        Claims(run, alone=True)
+    one.close()
+    driver = Claims(run, "the Ray driver", alone=True)
+    with pytest.raises(ValueError, match="the Ray driver works on the run in"):
+        Claims(run)
+    driver.close()
+    Claims(run).close()
+
+
+def test_a_full_disk_keeps_nobody_from_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(places, "_write", full)
+    one = Claims(tmp_path)
+    assert list(one.each(UNITS, nothing)) == list(UNITS)
+    one.close()
+    monkeypatch.setattr(places, "_write", lambda *given: (_ for _ in ()).throw(PermissionError("not yours")))
+    with pytest.raises(PermissionError), pytest.MonkeyPatch.context():
+        Claims(tmp_path).take(UNITS[0])
+
+
+def test_a_worker_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    one = Claims(tmp_path)
+    (tmp_path / "workers" / "elsewhere-1-abc.json").write_text(json.dumps({"id": "x"}))
+    assert one.others() == []
+    one.close()
+
+
+def test_a_complete_run_keeps_neither_claims_nor_workers(run: Any) -> None:
+    dead = died(run)
+    assert dead.take(UNITS[0])
+    one, other = Claims(run), Claims(run)
+    assert other.take(UNITS[1])
+    one.sweep()  # another still works
+    assert not one.take(UNITS[1])
+    other.sweep()
+    assert list(places.files(run)) == []
+    if isinstance(run, Path):
+        assert list(run.iterdir()) == []
