@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from shapleycam import cli, progress
-from shapleycam.bench import store
+from shapleycam.bench import places
+from shapleycam.bench.claims import Claims
 from shapleycam.bench.run import Step
 from shapleycam.bench.store import Unit, read_configuration, read_rows
 
@@ -50,7 +51,7 @@ def shared_pictures(tmp_path: Path) -> Path:
 
 def test_a_log_gets_a_line_every_half_minute_with_speed_and_time_left() -> None:
     file, now = io.StringIO(), [0.0]
-    log = progress.Log(Console(file=file), total=1000, done=100, clock=lambda: now[0])
+    log = progress.Log(Console(file=file), progress.Standing(1000, 100, "me", clock=lambda: now[0]))
     for second in range(1, 71):
         now[0] = float(second)
         log(Step(Unit("resnet50", "conv", "rest", 0), 2))
@@ -58,6 +59,25 @@ def test_a_log_gets_a_line_every_half_minute_with_speed_and_time_left() -> None:
         "160 of 1000 pictures, 2.0 pictures/s, 0:07:00 left, resnet50 conv rest",
         "220 of 1000 pictures, 2.0 pictures/s, 0:06:30 left, resnet50 conv rest",
     ]
+
+
+def test_several_processes_have_one_line_with_the_speed_of_each_and_their_failures() -> None:
+    file, now = io.StringIO(), [0.0]
+    standing = progress.Standing(1000, 0, "rank 0", clock=lambda: now[0])
+    log, unit = progress.Log(Console(file=file), standing), Unit("swin_t", "gap", "rest", 0)
+    now[0] = 29.0
+    log(Step(unit, 30, ("a.png: no picture",)))
+    log(Step(unit, 60, (), "rank 1", 2))
+    now[0] = 30.0
+    log(Step(unit, 0))
+    assert file.getvalue() == (
+        "90 of 1000 pictures, 3.0 pictures/s (rank 0 1.0, rank 1 2.0), 0:05:03 left, 3 failures, swin_t gap rest\n"
+    )
+    for rank in range(2, 8):
+        standing(Step(unit, 15 * rank, (), f"rank {rank}"))
+    assert standing.speed() == "16.5 pictures/s (8 processes, 1.0 to 3.5 each)"
+    standing(Step(unit, 10_000, (), "rank 1"))  # what a killed process had done is done again
+    assert standing.done == 1000
 
 
 def test_a_finished_run_ends_with_0_and_the_same_command_again_too(
@@ -78,18 +98,29 @@ def test_a_picture_that_cannot_be_read_ends_in_1_and_is_named_also_when_the_run_
     assert call("--methods", "GradCAM", "--batch", "2") == 1
 
 
+def test_another_process_on_the_same_run_is_named(
+    call: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Claims(tmp_path / "run", "node7-42")
+    assert call("--methods", "GradCAM", "--part", "2", "--batch", "2") == 0
+    said = capsys.readouterr()
+    assert said.err.count("node7-42 works on this run too; the two share its parts") == 1
+    assert "5 pictures, all 3 parts complete" in said.out
+    other.close()
+
+
 def test_a_full_disk_ends_in_1_and_says_how_to_go_on(
     call: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = store._write
+    real = places._write
 
-    def full(path: Path, write: Any) -> None:
+    def full(path: Path, data: bytes) -> None:
         if ".parquet" in path.name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(path, write)
+        real(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write", full)
+        patched.setattr(places, "_write", full)
         assert call("--methods", "GradCAM", "--part", "2", "--batch", "2") == 1
     said = capsys.readouterr().err
     assert "No space left on device" in said

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter
 
 from . import __version__
-from .cli_bench import bench, names_in, report, settings, table
+from .cli_bench import bench, names_in, plan, report, settings, table
 from .cli_lists import as_table, layers, methods, models
 
 app = App(
@@ -21,6 +21,7 @@ app = App(
 
 
 app.command(bench, config=settings)
+app.command(plan, config=settings)
 app.command(table)
 app.command(report)
 app.command(models)
@@ -253,7 +254,15 @@ def serve(
     return 0
 
 
-_EXTRAS = {"pyarrow": "bench", "jinja2": "bench", "shapiq": "games", "gradio": "web", "captum": "lift"}
+_EXTRAS = {
+    "pyarrow": "bench",
+    "jinja2": "bench",
+    "shapiq": "games",
+    "gradio": "web",
+    "captum": "lift",
+    "ray": "ray",
+    "upath": "bench",
+}
 
 
 def main() -> None:
@@ -265,7 +274,7 @@ def main() -> None:
             raise
         sys.stderr.write(f'shapleycam: this needs {error.name}: pip install "shapleycam[{extra}]"\n')
         code = 1
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except _mendable() as error:
         if type(error) is RuntimeError:  # a bug, ours or the network's
             raise
         sys.stderr.write(f"shapleycam: {error}\n")
@@ -274,6 +283,12 @@ def main() -> None:
         sys.stderr.write("shapleycam: interrupted\n")
         code = 130
     sys.exit(code)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What is said in a line; what object stores raise too, if the command has met one."""
+    places = sys.modules.get(f"{__package__}.bench.places")
+    return (ValueError, TypeError, OSError, RuntimeError, *(places.store_errors() if places else ()))
 
 
 def _unread(failed: int, pictures: Sequence[Path]) -> int:

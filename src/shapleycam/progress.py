@@ -4,56 +4,79 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
 from time import monotonic
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .bench.configuration import Configuration, Machine
+from .bench.places import locate
 from .bench.planned import Plan, plan
+from .bench.ranks import Rank, rank
 from .bench.run import Step, measured
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0
 """Seconds between lines in a log."""
+FEW = 4
+"""Processes whose speeds are told one by one."""
 SHOWN = 10
 """Problems that are printed; all are in the rows."""
 
 
-def bench(pictures: Path, out: Path, configuration: Configuration, machine: Machine) -> int:
+def bench(pictures: str, out: str, configuration: Configuration, machine: Machine) -> int:
     """Start a run or go on with it: 0 if all rows have their numbers, 1 if some do not, 128 + signal if it was stopped.
 
     Raises
     ------
     ValueError, OSError
-        As `plan` and `measured`.
+        As `plan` and the engines.
     """
-    console = Console(stderr=True)
-    console.print(f"loading {', '.join(configuration.models)}", markup=False, highlight=False, soft_wrap=True)
-    planned = plan(pictures, out, configuration, machine)
+    console, run, me = Console(stderr=True), locate(out), None
+    if machine.engine == "torchrun":
+        me = rank()
+        machine = me.machine(machine)
+        me.wait(run)
+    first = me is None or me.number == 0
+    if first:
+        _say(console, f"loading {', '.join(configuration.models)}")
+    planned = plan(locate(pictures), run, configuration, machine)
     total, left = (sum(len(planned.items_of(unit)) for unit in units) for units in (planned.units, planned.missing()))
-    log = nullcontext(Log(console, total, total - left))
+    standing = Standing(total, total - left, f"rank {me.number}" if me else "here")
+    shown = _bar(console, standing) if console.is_terminal else nullcontext(Log(console, standing))
     problems = 0
     with (
         _stoppable() as stopped,
-        closing(measured(planned)) as steps,
-        _bar(console, total, total - left) if console.is_terminal else log as watch,
+        closing(_engine(planned, me)) as steps,
+        shown if first else nullcontext(standing) as watch,  # ranks have one bar
     ):
         for step in steps:
+            if machine.engine == "local" and step.worker and step.worker not in standing.pictures:
+                _say(console, f"{step.worker} works on this run too; the two share its parts")
             watch(step)
             for problem in step.problems:
                 problems += 1
                 if problems <= SHOWN:
-                    console.print(f"problem: {problem}", markup=False, highlight=False, soft_wrap=True)
+                    _say(console, f"problem: {problem}")
             if stopped():
                 break
-    return _conclusion(planned, stopped())
+    return _conclusion(planned, stopped()) if first or stopped() else 0
+
+
+def _engine(planned: Plan, me: Rank | None) -> Generator[Step, None, None]:
+    if planned.machine.engine == "ray":
+        from .bench.cluster import measured_on_ray
+
+        return measured_on_ray(planned)
+    return measured(planned, f"rank {me.number}" if me else "")
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _conclusion(planned: Plan, stopped: int) -> int:
@@ -92,43 +115,80 @@ def coalitions(budget: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda played, most: progress.update(task, completed=played, total=most)
 
 
+class Standing:
+    """How far a run is: pictures, pictures/s in all and of each process, failures, and the time that is left."""
+
+    def __init__(self, total: int, done: int, me: str, clock: Callable[[], float] = monotonic) -> None:
+        self.total, self.done, self.me, self.clock = total, done, me, clock
+        self.began, self.failures, self.where = clock(), 0, ""
+        self.pictures: dict[str, int] = {}
+
+    def __call__(self, step: Step) -> None:
+        """Count a step."""
+        worker = step.worker or self.me
+        if step.pictures or step.worker:
+            self.pictures[worker] = self.pictures.get(worker, 0) + step.pictures
+            self.done = min(self.done + step.pictures, self.total)  # what a killed one did is done again
+        self.failures += step.failures or len(step.problems)
+        self.where = f"{step.unit.model} {step.unit.layer} {step.unit.utility}"
+
+    def speed(self, *, named: bool = True) -> str:
+        """Pictures/s in all, and of each process where there are several."""
+        seconds = max(self.clock() - self.began, 1e-9)
+        each = {name: pictures / seconds for name, pictures in self.pictures.items()}
+        said = f"{sum(each.values()):.1f} pictures/s"
+        if len(each) < 2:
+            return said
+        if len(each) <= FEW:
+            several = (f"{name} {speed:.1f}" if named else f"{speed:.1f}" for name, speed in sorted(each.items()))
+            return f"{said} ({(', ' if named else ' + ').join(several)})"
+        return f"{said} ({len(each)} processes, {min(each.values()):.1f} to {max(each.values()):.1f} each)"
+
+    def left(self) -> str:
+        """The time that is left, if nothing changes."""
+        done = sum(self.pictures.values())
+        seconds = (self.total - self.done) * (self.clock() - self.began) / done if done else None
+        return "?" if seconds is None else str(timedelta(seconds=round(seconds)))
+
+    def failed(self) -> str:
+        """Failures so far, if there are any."""
+        return f"{self.failures} failure{'s' * (self.failures > 1)}" if self.failures else ""
+
+
 @contextmanager
-def _bar(console: Console, total: int, done: int) -> Iterator[Callable[[Step], None]]:
-    first, *rest = _COLUMNS
-    with Progress(first, *rest[:-1], _Speed(), rest[-1], console=console) as progress:
-        task = progress.add_task("", total=total, completed=done)
+def _bar(console: Console, standing: Standing) -> Iterator[Callable[[Step], None]]:
+    columns = (
+        TextColumn("{task.fields[where]}"), BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[left]} left"), TextColumn("[red]{task.fields[failed]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(
+            "", total=standing.total, completed=standing.done, where="", speed="", left="?", failed=""
+        )
 
         def watch(step: Step) -> None:
-            progress.update(task, description=_where(step), advance=step.pictures)
+            standing(step)
+            progress.update(
+                task, completed=standing.done, where=standing.where, speed=standing.speed(named=False), left=standing.left(),
+                failed=standing.failed(),
+            )  # fmt: skip
 
         yield watch
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:.1f} pictures/s")
-
-
 class Log:
-    """A line now and then: pictures, pictures/s, time left, model and layer."""
+    """A line now and then: pictures, pictures/s, time left, failures, model and layer."""
 
-    def __init__(self, console: Console, total: int, done: int, clock: Callable[[], float] = monotonic) -> None:
-        self.console, self.total, self.done, self.clock = console, total, done, clock
-        self.began, self.before, self.said = clock(), done, clock()
+    def __init__(self, console: Console, standing: Standing) -> None:
+        self.console, self.standing, self.said = console, standing, standing.clock()
 
     def __call__(self, step: Step) -> None:
-        self.done += step.pictures
-        now = self.clock()
-        if now - self.said >= EVERY:
-            self.said = now
-            speed = (self.done - self.before) / (now - self.began)
-            left = str(timedelta(seconds=round((self.total - self.done) / speed))) if speed else "?"
-            line = f"{self.done} of {self.total} pictures, {speed:.1f} pictures/s, {left} left, {_where(step)}"
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _where(step: Step) -> str:
-    return f"{step.unit.model} {step.unit.layer} {step.unit.utility}"
+        s = self.standing
+        s(step)
+        if s.clock() - self.said >= EVERY:
+            self.said = s.clock()
+            words = f"{s.done} of {s.total} pictures", s.speed(), f"{s.left()} left", s.failed(), s.where
+            _say(self.console, ", ".join(word for word in words if word))
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""A run on Ray Data: actors anywhere in a cluster measure parts, and this process alone writes them.
+
+An actor or a node that is killed costs the parts that it was at: Ray gives them to others.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
+from queue import Empty, Queue
+from socket import gethostname
+from threading import Thread
+from typing import Any, TypeAlias
+
+from .batches import decoded, jobs
+from .claims import POLL, Claims
+from .configuration import Machine
+from .loaded import Loaded, class_indices, there
+from .planned import Plan
+from .run import Step, Writer, unit_steps
+from .store import Unit
+
+CPUS = 0.5
+"""What an actor asks for. Where actors take whole ones, they may take all there are, and Ray hangs without a word
+(ray-project/ray#44687)."""
+News: TypeAlias = tuple[str, Unit, int, tuple[str, ...]]
+"""An actor, and what it has done: the pictures of a batch, and their problems."""
+
+
+def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
+    """Measure what is missing, a batch of some actor a step. To stop, close it: parts that are whole are written.
+
+    Raises
+    ------
+    ValueError
+        When another process works on the run, or weights are not those that it began with.
+    TimeoutError
+        When no actor has finished a batch for `Machine.stall` seconds.
+    OSError
+        When there is no cluster at the address, or parts cannot be written and no more fit into memory.
+    """
+    with closing(Claims(plan.run, f"the Ray driver {gethostname()}:{os.getpid()}", alone=True)) as claims:
+        if left := plan.missing():
+            with _connected(plan.machine):
+                yield from _steps(plan, left, claims)
+        if not plan.missing():
+            claims.sweep()
+            plan.finished(time.monotonic() - claims.began)
+
+
+def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step, None, None]:
+    import ray
+
+    writer, since = Writer(plan), time.monotonic()
+    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    # Each model is put into the object store once, whatever the number of actors.
+    models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
+    parts = _Parts(_dataset(plan, left, models, board))
+    parts.start()
+    while True:
+        found, told = parts.next(), _told(board)
+        if found or told:
+            since = time.monotonic()
+        for unit, data in found:
+            writer.part(unit, data, True)
+            yield Step(unit, 0, (writer.problem,) if writer.problem else ())
+        for actor, unit, pictures, problems in told:
+            claims.tell(pictures, len(problems))
+            yield Step(unit, pictures, problems, actor)
+        if parts.over and not found and not told:
+            writer.flush()
+            return
+        if time.monotonic() - since > plan.machine.stall:
+            raise TimeoutError(_stalled(plan.machine))
+        yield Step(left[0], 0)
+
+
+class _Parts(Thread):
+    """The parts that actors have measured, waited for where nothing else has to wait."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__(name="parts", daemon=True)
+        self.dataset, self.over = dataset, False
+        self.error: BaseException | None = None
+        self._queue: Queue[tuple[Unit, bytes]] = Queue()
+
+    def run(self) -> None:
+        from ray.exceptions import RayError
+
+        try:
+            for row in self.dataset.iter_rows():
+                self._queue.put((Unit(**row["unit"]), row["data"]))
+        except RayError as error:
+            self.error = error
+        finally:
+            self.over = True
+
+    def next(self) -> list[tuple[Unit, bytes]]:
+        """What has come by now, after `POLL` seconds at most."""
+        over = self.over  # what came before that is in the queue
+        with suppress(Empty):
+            return [self._queue.get(timeout=0 if over else POLL)]
+        if self.error is not None:
+            raise RuntimeError(f"an actor failed: {self.error}") from self.error
+        return []
+
+
+class _Board:
+    """An actor to which the others say what they have done."""
+
+    def __init__(self) -> None:
+        self.news: list[News] = []
+
+    def tell(self, news: News) -> None:
+        self.news.append(news)
+
+    def take(self) -> list[News]:
+        taken, self.news = self.news, []
+        return taken
+
+
+class _Measurer:
+    """An actor that measures units, one at a time; it has one model at a time too."""
+
+    def __init__(self, plan: Any, models: Mapping[str, Any], board: Any) -> None:
+        import ray
+
+        self.plan: Plan = ray.get(plan[0])
+        self.models, self.board, self.name = models, board, f"{gethostname()}:{os.getpid()}"
+        self._has: tuple[str, Loaded, dict[str, int | None]] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        unit, parts = Unit(**batch["unit"][0]), list[bytes]()
+        loaded, labels = self._model(unit.model)
+        todo = jobs(self.plan, unit, self.plan.batch(unit.model))
+        with closing(decoded(todo, loaded.model, self.plan.machine.threads)) as batches:
+            for step in unit_steps(
+                self.plan, loaded, labels, unit, batches, lambda unit, data, complete: parts.append(data)
+            ):
+                self.board.tell.remote((self.name, unit, step.pictures, step.problems))
+        return {"unit": batch["unit"], "data": parts}
+
+    def _model(self, name: str) -> tuple[Loaded, dict[str, int | None]]:
+        import ray
+
+        if self._has is None or self._has[0] != name:
+            self._has = None  # makes room
+            found: Loaded = ray.get(self.models[name])
+            loaded = there(found, self.plan.machine.device, self.plan.configuration.compile)
+            self._has = name, loaded, class_indices(loaded.model, self.plan.items)
+        return self._has[1:]
+
+
+def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], board: Any) -> Any:
+    import ray
+    import ray.data
+
+    machine = plan.machine
+    units = [{"unit": vars(unit)} for unit in left]
+    return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        _Measurer,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=machine.actors, max_tasks_in_flight_per_actor=1),
+        num_cpus=CPUS,
+        num_gpus=1 if machine.device.startswith("cuda") else 0,
+        # In a list, so that it stays a reference: an actor gets it itself.
+        fn_constructor_kwargs={"plan": [ray.put(plan)], "models": models, "board": board},
+    )
+
+
+def _portable(plan: Plan, name: str) -> Loaded:
+    """A model as an object store takes it: on no accelerator, and not compiled."""
+    here = replace(plan, machine=replace(plan.machine, device="cpu"))
+    return replace(here.load(name), infer=None)
+
+
+def _told(board: Any) -> list[News]:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    with suppress(GetTimeoutError, RayActorError):  # with its node it is lost, and made anew on another
+        news: list[News] = ray.get(board.take.remote(), timeout=POLL)
+        return news
+    return []
+
+
+@contextmanager
+def _connected(machine: Machine) -> Iterator[None]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of its own doings as errors
+    import ray
+    import ray.data
+
+    ray.init(address=machine.address, log_to_driver=False, logging_level=logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _stalled(machine: Machine) -> str:
+    import ray
+
+    there_are, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    asked = {"CPU": CPUS * machine.actors, "GPU": machine.actors if machine.device.startswith("cuda") else 0}
+    said = ", ".join(f"{free.get(k, 0):g} of {there_are.get(k, 0):g} {k}s are free" for k in asked)
+    return (
+        f"no actor has finished a batch for {machine.stall:g} s; {machine.actors} actors ask for "
+        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give fewer (--actors), or more time "
+        "(--stall SECONDS) where a batch takes that long; the same command again goes on from there"
+    )

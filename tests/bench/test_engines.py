@@ -1,0 +1,250 @@
+"""Ranks of torchrun, actors of Ray, and runs in an object store: whatever dies, the rows are those of a quiet run."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from shapleycam.bench.places import files, locate
+from shapleycam.bench.store import read_rows
+from tiny import Planned, finish
+
+pytestmark = [pytest.mark.large, pytest.mark.skipif(os.name != "posix", reason="signals")]
+TESTS = Path(__file__).parents[1]
+PARTS = 6
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--max-restarts",
+    "2",
+]
+
+Bench = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def bench(pictures: Path, tmp_path: Path) -> Bench:
+    """Starts `shapleycam bench` as the fixture `planned` would, in a process of its own."""
+
+    def start(
+        *arguments: str, model: str = "network", part: int = 4, by: list[str] | None = None, source: str = str(pictures),
+        out: str = str(tmp_path / "run"), **environment: str,
+    ) -> subprocess.Popen[str]:  # fmt: skip
+        call = [
+            *(by or [sys.executable]), "-m", "shapleycam", "bench", source, "--out", out, "--models", f"tiny:{model}",
+            "--layers", "gap,conv", "--methods", "GradCAM,ShapleyCAM,RandomCAM", "--part", str(part), "--batch", "2",
+            "--no-channels-last", *arguments,
+        ]  # fmt: skip
+        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), **environment}
+        return subprocess.Popen(
+            call, cwd=TESTS, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def end(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait for a process, which is to end with this code; what it said."""
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return out + errors
+
+
+def written(run: Path, count: int) -> None:
+    """Wait for so many parts."""
+    for _ in range(2400):
+        if len(list(run.rglob("*.parquet"))) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{count} parts were not written")
+
+
+def test_two_ranks_share_a_run_and_one_of_them_speaks(
+    bench: Bench, planned: Planned, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    said = end(bench("--engine", "torchrun", by=TORCHRUN))
+    assert said.count("all 6 parts complete") == said.count("loading tiny:network") == 1
+    assert read_rows(tmp_path / "run").equals(undisturbed)
+    assert not [
+        name for name in files(tmp_path / "run") if name.suffix not in (".parquet",) and name.name != "run.json"
+    ]
+
+
+def test_a_killed_rank_is_started_again_and_passes_over_what_is_done(
+    bench: Bench, planned: Planned, tmp_path: Path
+) -> None:
+    said = end(bench("--engine", "torchrun", by=TORCHRUN, model="mortal", DIES=str(tmp_path / "died")))
+    assert (tmp_path / "died").exists()
+    assert "6 parts complete" in said
+    assert read_rows(tmp_path / "run").equals(finish(planned("quiet", models="tiny:mortal")))
+
+
+def test_ranks_of_unequal_speed_end_within_a_part_of_each_other(bench: Bench, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    end(bench("--engine", "torchrun", part=1, by=TORCHRUN, model="slow", TRACE=str(trace)))
+    ranks = trace.read_text().split()
+    fast, slow = ranks.count("0"), ranks.count("1")
+    assert fast > 2 * slow > 0
+    tail = len(ranks) - max(place for place, rank in enumerate(ranks) if rank == "0") - 1
+    assert tail <= 2 * (1 + 2 * 3)  # passes of the slow rank alone: one part at work, one that it had begun to decode
+
+
+def test_a_process_that_torchrun_did_not_start_is_no_rank(bench: Bench) -> None:
+    assert "RANK and LOCAL_RANK are not set" in end(bench("--engine", "torchrun"), 1)
+
+
+def test_actors_measure_what_a_process_alone_would(bench: Bench, undisturbed: pa.Table, tmp_path: Path) -> None:
+    assert "all 6 parts complete" in end(bench("--engine", "ray"))
+    assert read_rows(tmp_path / "run").equals(undisturbed)
+
+
+def test_an_actor_that_is_killed_costs_no_row_and_a_run_may_change_its_engine(
+    bench: Bench, planned: Planned, tmp_path: Path
+) -> None:
+    half = bench("--shard", "1/2", model="mortal")  # parts that another engine finds done
+    end(half)
+    end(bench("--engine", "ray", model="mortal", DIES=str(tmp_path / "died")))
+    assert (tmp_path / "died").exists()
+    assert read_rows(tmp_path / "run").equals(finish(planned("quiet", models="tiny:mortal")))
+
+
+def test_a_driver_that_is_killed_goes_on_where_it_was(
+    bench: Bench, planned: Planned, pictures: Path, tmp_path: Path
+) -> None:
+    driver = bench("--engine", "ray", "--actors", "1", model="slow", RANK="0", TRACE=str(tmp_path / "trace"))
+    written(tmp_path / "run", 1)
+    driver.kill()
+    driver.communicate()
+    assert len(list((tmp_path / "run").rglob("*.parquet"))) < PARTS
+    done = end(bench(model="slow", RANK="0", TRACE=str(tmp_path / "trace")))  # on another engine
+    assert "all 6 parts complete" in done
+    environment = {"RANK": "0", "TRACE": str(tmp_path / "trace")}
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        assert read_rows(tmp_path / "run").equals(finish(planned("quiet", models="tiny:slow")))
+
+
+def test_a_node_that_is_lost_costs_no_row(bench: Bench, planned: Planned, tmp_path: Path) -> None:
+    script = """
+import sys, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+lost = cluster.add_node(num_cpus=1)
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(lost, allow_graceful=False)
+    print("lost", flush=True)
+cluster.shutdown()
+"""
+    environment = {**os.environ, "RANK": "0", "TRACE": str(tmp_path / "trace"), "PYTHONPATH": str(TESTS)}
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env=environment, cwd=TESTS,
+    )  # fmt: skip
+    assert cluster.stdin
+    assert cluster.stdout
+    try:
+        address = cluster.stdout.readline().strip()
+        arguments = ("--engine", "ray", "--address", address)
+        running = bench(*arguments, part=1, model="slow", RANK="0", TRACE=str(tmp_path / "trace"))
+        written(tmp_path / "run", 2)
+        print("now", file=cluster.stdin, flush=True)
+        assert cluster.stdout.readline().strip() == "lost"
+        assert len(list((tmp_path / "run").rglob("*.parquet"))) < 22
+        assert "all 22 parts complete" in end(running)
+    finally:
+        cluster.communicate(timeout=60)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RANK", "0")
+        patched.setenv("TRACE", str(tmp_path / "trace"))
+        assert read_rows(tmp_path / "run").equals(finish(planned("quiet", models="tiny:slow", part=1)))
+
+
+def test_a_stall_ends_in_words_that_say_what_to_set(bench: Bench, tmp_path: Path) -> None:
+    end(bench("--shard", "1/6", model="asleep"))  # begins the run; trying a layer would sleep as well
+    said = end(bench("--engine", "ray", "--stall", "5", model="asleep", SLEEPS="1"), 1)
+    assert "no actor has finished a batch for 5 s; 2 actors ask for 1 CPUs" in said
+    assert "--actors" in said
+    assert "--stall" in said
+
+
+def test_no_cluster_at_the_address_is_said(bench: Bench) -> None:
+    said = end(bench("--engine", "ray", "--address", "auto"), 1)
+    assert "Traceback" not in said
+    assert "Ray" in said
+
+
+@pytest.fixture(scope="module")
+def bucket(pictures: Path) -> Iterator[str]:
+    """A bucket of an S3 server on this machine, with the pictures in it."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patched.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patched.setenv(name, "x")
+        root: Any = locate("s3://shapley")
+        root.fs.mkdir("shapley")
+        for name in files(pictures):
+            (root / "val" / str(name)).write_bytes((pictures / name).read_bytes())
+        yield "s3://shapley"
+    server.stop()
+
+
+def test_pictures_and_run_may_be_in_an_object_store(
+    bench: Bench, planned: Planned, bucket: str, tmp_path: Path
+) -> None:
+    quiet = finish(planned("quiet", models="tiny:mortal"))
+    where = {"source": f"{bucket}/val", "out": f"{bucket}/runs/a", "model": "mortal"}
+    killed = bench(**where, DIES=str(tmp_path / "died"))
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    both = [bench(**where), bench(**where)]
+    assert all("all 6 parts complete" in end(each) for each in both)
+    run = locate(f"{bucket}/runs/a")
+    assert read_rows(run).equals(quiet)
+    assert sorted({name.suffix for name in files(run)}) == [".json", ".parquet"]
+    for arguments in (["table"], ["report", "--out", str(tmp_path / "report.html")]):
+        call = [sys.executable, "-m", "shapleycam", arguments[0], f"{bucket}/runs/a", *arguments[1:]]
+        done = subprocess.run(call, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "data:image/jpeg" in (tmp_path / "report.html").read_text()
+
+
+def test_a_tar_and_a_list_in_an_object_store_are_read_where_they_are(
+    planned: Planned, undisturbed: pa.Table, bucket: str, pictures: Path, tmp_path: Path
+) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "val"), "tar", pictures))
+    tar, listed = locate(f"{bucket}/val.tar"), locate(f"{bucket}/list.txt")
+    tar.write_bytes(archive.read_bytes())
+    names = sorted(str(name) for name in files(pictures))
+    listed.write_bytes("\n".join([f"val/{names[0]}", *(f"{bucket}/val/{name}" for name in names[1:])]).encode())
+    assert finish(planned("tar", source=tar)).drop_columns(["picture"]).equals(undisturbed.drop_columns(["picture"]))
+    found = finish(planned("list", source=listed))
+    assert found.num_rows == undisturbed.num_rows
+    assert set(found["picture"].to_pylist()) == {f"val/{names[0]}", *(f"{bucket}/val/{name}" for name in names[1:])}
+
+
+def test_a_store_that_cannot_be_reached_is_said_in_a_line(bench: Bench) -> None:
+    environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
+    said = end(bench(out="s3://shapley/runs/b", **environment), 1)
+    assert said.splitlines()[-1].startswith("shapleycam: ")
+    assert "http://127.0.0.1:9" in said
+    assert "Traceback" not in said
