@@ -19,3 +19,10 @@ def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_equations_is_what_the_docstrings_say() -> None:
+    from benchmarks.equations import PAGE, marks, page
+
+    assert PAGE.read_text(encoding="utf-8") == page(), "make it anew: python -m benchmarks.equations"
+    assert {2, 3, 4, 5, 6, 7, 8, 10, 14, 16, 18, 19, 20, 21, 22, 23} == {number for number, *_ in marks()}
