@@ -18,7 +18,11 @@ def marks() -> Iterator[tuple[int, str, str]]:
     """Equation, name, and the first sentence of its docstring, for each function and method of floor 0 that is one."""
     for path in sorted(THEORY.glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef) and (said := ast.get_docstring(node)) and not node.name.startswith("_"):
+            if (
+                isinstance(node, ast.FunctionDef)
+                and (said := ast.get_docstring(node))
+                and not node.name.startswith("_")
+            ):
                 line = said.splitlines()[0]
                 for number in EQUATION.findall(line):
                     yield int(number), f"theory/{path.name}: `{node.name}`", line

@@ -1,4 +1,4 @@
-"""The commands for many pictures: bench, table and report."""
+"""The commands for many pictures: plan, bench, table and report."""
 
 import sys
 import tomllib
@@ -10,6 +10,7 @@ from cyclopts.argument import ArgumentCollection
 from cyclopts.config import Dict
 
 from .bench.configuration import Configuration, Machine
+from .cli_lists import as_table
 
 
 def settings(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -33,9 +34,9 @@ _FLAT = Parameter(name="*", negative_iterable=(), show_default=_default)
 
 
 def bench(
-    pictures: Path,
+    pictures: str,
     *,
-    out: Path,
+    out: str,
     config: Path | None = None,
     configuration: Annotated[Configuration, _FLAT] = Configuration(),  # noqa: B008
     machine: Annotated[Machine, _FLAT] = Machine(),  # noqa: B008
@@ -47,9 +48,9 @@ def bench(
     Parameters
     ----------
     pictures
-        A folder of classes, a flat folder, a .tar, or a text or CSV list of pictures.
+        A folder of classes, a flat folder, a .tar, or a text or CSV list of pictures; a path or a URL such as s3://bucket/val.
     out
-        The folder of the run: run.json and Parquet parts.
+        The folder of the run, run.json and Parquet parts; a path or a URL.
     config
         A TOML file with the flags below as its keys; what the command line says goes before it.
     """
@@ -58,8 +59,59 @@ def bench(
     return measure_pictures(pictures, out, configuration, machine)
 
 
+def plan(
+    pictures: str,
+    *,
+    rate: str = "measured",
+    processes: int = 1,
+    config: Path | None = None,
+    configuration: Annotated[Configuration, _FLAT] = Configuration(),  # noqa: B008
+    machine: Annotated[Machine, _FLAT] = Machine(),  # noqa: B008
+) -> int:
+    """Say what a run will cost at most before it starts: forward passes, hours, rows, and room on the disk.
+
+    Takes the flags of `bench`, and counts every method of every picture; those whose heatmaps coincide cost less.
+
+    Parameters
+    ----------
+    pictures
+        As `bench` takes them, or their number.
+    rate
+        Forward passes a second of one process, or "measured": each network is timed here, with random weights.
+    processes
+        How many share the run.
+    config
+        A TOML file with the flags below as its keys; what the command line says goes before it.
+    """
+    from .bench.estimate import estimate
+    from .bench.places import locate
+
+    try:
+        speed = None if rate == "measured" else float(rate)
+    except ValueError as error:
+        raise ValueError(f"rate is {rate!r}, expected measured or a number of forward passes a second") from error
+    if processes < 1:
+        raise ValueError(f"processes is {processes}, expected a number of processes, at least 1")
+    costs = estimate(locate(pictures), configuration, machine, speed)
+    hours = [cost.hours / processes for cost in costs]
+    rows = [
+        (
+            cost.model,
+            f"{cost.passes:,}",
+            f"{cost.rate:.1f}",
+            f"{some:,.1f}",
+            f"{cost.rows:,}",
+            f"{cost.bytes / 1e6:,.1f}",
+        )
+        for cost, some in zip(costs, hours, strict=True)
+    ]
+    passes, all_rows, size = (sum(getattr(cost, name) for cost in costs) for name in ("passes", "rows", "bytes"))
+    rows.append(("in all", f"{passes:,}", "", f"{sum(hours):,.1f}", f"{all_rows:,}", f"{size / 1e6:,.1f}"))
+    return as_table(("network", "passes", "passes/s", "hours", "rows", "MB on disk"), rows)
+
+
 def table(
-    run: Path,
+    run: str,
     *,
     format: Literal["text", "markdown", "latex", "csv"] = "text",
     against: Literal["published"] | None = None,
@@ -93,6 +145,7 @@ def table(
     baselines
         Show FakeCAM and Gaussian where the run has them, and mark the methods that they beat.
     """
+    from .bench.places import locate
     from .bench.tables import table as tabulate
 
     if against and wins:
@@ -100,14 +153,14 @@ def table(
     view: Literal["published", "wins", "scores"] = against or ("wins" if wins else "scores")
     sys.stdout.write(
         tabulate(
-            run, format=format, view=view, ci=ci, sort=sort, utilities=names_in(utilities), methods=names_in(methods),
+            locate(run), format=format, view=view, ci=ci, sort=sort, utilities=names_in(utilities), methods=names_in(methods),
             baselines=baselines,
         )
     )  # fmt: skip
     return 0
 
 
-def report(run: Path, *, out: Path = Path("report.html"), pictures: Path | None = None) -> int:
+def report(run: str, *, out: Path = Path("report.html"), pictures: str | None = None) -> int:
     """Write a run as one HTML file: tables with intervals, plots, the best and the worst pictures with their overlays.
 
     Parameters
@@ -119,9 +172,10 @@ def report(run: Path, *, out: Path = Path("report.html"), pictures: Path | None 
     pictures
         Where the pictures are now; where the run found them if not given. Without them overlays lie on grey.
     """
+    from .bench.places import locate
     from .bench.report import write_report
 
-    write_report(run, out, pictures)
+    write_report(locate(run), out, locate(pictures) if pictures else None)
     sys.stdout.write(f"{out}\n")
     return 0
 

@@ -1,0 +1,221 @@
+"""What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
+
+workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
+torchrun, two actors of Ray. From the first part's end to the last's, so that starting Python and loading are left out; medians
+of three rounds in which all take turns.
+
+cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
+reads and measures the same batches, and neither claims nor writes.
+
+growth: a network that does nothing on ever more parts, up to 50,000 pictures, twelve networks and two layers: seconds and
+resident memory of the run, and of the table of its rows.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from shapleycam.bench import run as bench
+from shapleycam.bench import store
+from shapleycam.bench.batches import Job, decoded, jobs, rows_of
+from shapleycam.bench.configuration import Configuration, Machine
+from shapleycam.bench.datasets import Item
+from shapleycam.bench.loaded import class_indices
+from shapleycam.bench.paper import NAMES
+from shapleycam.bench.planned import Plan, plan
+from shapleycam.bench.run import measured
+from shapleycam.bench.scores import ORDER
+
+ENGINES = {
+    "one process": ("local", 1),
+    "two processes": ("local", 2),
+    "torchrun": ("torchrun", 2),
+    "Ray": ("ray", 2),
+}
+PART = 64
+
+
+def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> float:
+    """Parts a second of a run, from the end of the first to that of the last; workers have one thread each."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+    call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
+    call += ["--out", str(out), "--engine", engine, "--actors", str(workers), "--workers", "1", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    several = [
+        subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(workers if engine == "local" else 1)
+    ]
+    if any(process.wait() for process in several):
+        raise RuntimeError(f"{engine} failed: {' '.join(call)}")
+    ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def workers(pictures: Path, folder: Path) -> None:
+    """Print how much faster two are than one."""
+    flags = ("--models", "efficientnet_lite0", "--part", "4", "--batch", "4", "--no-channels-last")
+    rounds = [
+        {name: started(pictures, folder / f"{name}{turn}", *each, *flags) for name, each in ENGINES.items()}
+        for turn in range(3)
+    ]
+    for name in list(ENGINES)[1:]:
+        print(f"{name}: {median(turn[name] / turn['one process'] for turn in rounds):.2f} times one process")
+
+
+def cost(folder: Path, count: int = 2000) -> None:
+    """Print what each engine adds to the measuring itself, with one worker."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number % 20).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number:06}.png")
+    flags = ("--models", "benchmarks.bench_flow:tiny", "--part", str(PART), "--batch", "32", "--no-channels-last")
+    found: dict[str, list[float]] = {}
+    for turn in range(3):
+        found.setdefault("bare", []).append(bare(pictures, folder / f"bare{turn}"))
+        for engine in ("local", "torchrun", "ray"):
+            found.setdefault(engine, []).append(started(pictures, folder / f"{engine}{turn}", engine, 1, *flags))
+    for engine in ("local", "torchrun", "ray"):
+        ratios = [mine / alone for mine, alone in zip(found[engine], found["bare"], strict=True)]
+        print(f"{engine}: {100 * (1 - median(ratios)):.0f} % of the run is the engine's, {count} pictures")
+
+
+def bare(pictures: Path, out: Path) -> float:
+    """Parts a second of a process of its own that measures the same batches, and neither claims nor writes."""
+    call = [sys.executable, "-m", "benchmarks.scale", "--bare", str(pictures), str(out)]
+    done = subprocess.run(call, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def _bare(pictures: Path, out: Path) -> float:
+    configuration = Configuration(models=("benchmarks.bench_flow:tiny",), part=PART)
+    planned = plan(pictures, out, configuration, Machine(batch="32", channels_last=False, workers=1))
+    loaded = planned.load(configuration.models[0])
+    labels = class_indices(loaded.model, planned.items)
+    todo = (job for unit in planned.units for job in jobs(planned, unit, 32))
+    ends = []
+    for job, reads in decoded(todo, loaded.model, 1):
+        rows_of(planned, loaded, labels, job, reads)
+        if job.last:
+            ends.append(time.perf_counter())
+    return (len(ends) - 1) / (ends[-1] - ends[0])
+
+
+def growth(folder: Path) -> None:
+    """Print seconds and memory of runs that measure nothing, and of their tables."""
+    print(f"{'rows':>10}  {'parts':>6}  {'run s':>7}  {'ms a part':>9}  {'MiB':>6}  {'table s':>7}  {'MiB':>6}")
+    for pictures in (3_125, 12_500, 50_000):
+        out = folder / f"grown{pictures}"
+        call = [sys.executable, "-m", "benchmarks.scale"]
+        seconds, memory = _timed([*call, "--nothing", str(pictures), str(out)])
+        table, room = _timed([sys.executable, "-m", "shapleycam", "table", str(out)])
+        parts = len(list(out.rglob("*.parquet")))
+        rows = pictures * len(NAMES) * 2 * 10
+        print(
+            f"{rows:10,}  {parts:6}  {seconds:7.1f}  {1000 * seconds / parts:9.1f}  {memory:6.0f}  {table:7.1f}  {room:6.0f}",
+            flush=True,
+        )
+
+
+def _timed(call: list[str]) -> tuple[float, float]:
+    """Seconds and MiB of the largest resident memory of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(call, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"failed: {' '.join(call)}")
+    return time.perf_counter() - start, used.ru_maxrss * 1024 / 2**20 if resource else 0.0
+
+
+def _nothing(count: int, out: Path) -> None:
+    """A run of the paper's grid in which decoding gives nothing and rows are made up."""
+    methods = tuple(name for name in ORDER if not name.startswith("Aumann"))
+    configuration = Configuration(models=("paper",), layers=("gap", "conv"), part=PART)
+    items = tuple(
+        Item(f"ILSVRC2012_val_{n:08}.JPEG", n % 1000, partial(Path, f"{n}.JPEG")) for n in range(1, count + 1)
+    )
+    wanted = configuration.facts(methods, {"count": count, "sha256": ""})
+    facts = {
+        "configuration": wanted,
+        "hash": store.fingerprint(wanted),
+        "models": {key: {} for key in configuration.models},
+        "weights": {key: {"sha256": "x"} for key in configuration.models},
+        "batch": dict.fromkeys(configuration.models, PART),
+        "times": {},
+    }
+    planned = Plan(out, items, configuration, Machine(), store.begin(out, facts))
+    made = _made_up(methods)
+
+    def rows(plan: Plan, loaded: Any, labels: Any, job: Job, reads: Any) -> pa.Table:
+        some = made.slice(0, len(job.items) * len(methods))
+        names = [item.name for item in job.items for _ in methods]
+        own = {"model": job.unit.model, "layer": job.unit.layer, "utility": job.unit.utility}
+        columns = {name: pa.array([value] * len(names)) for name, value in own.items()} | {"picture": pa.array(names)}
+        return pa.table({name: columns.get(name, some[name]) for name in store.SCHEMA.names}, schema=store.SCHEMA)
+
+    class Nothing:
+        sha256 = "x"
+        model = None
+
+    with (
+        patch.object(bench, "rows_of", rows),
+        patch.object(bench, "decoded", lambda todo, model, threads: ((job, []) for job in todo)),
+        patch.object(bench, "class_indices", lambda model, items: {}),
+        patch.object(Plan, "load", lambda self, name: Nothing()),
+    ):
+        for _ in measured(replace(planned)):
+            pass
+
+
+def _made_up(methods: tuple[str, ...]) -> pa.Table:
+    count, rng = PART * len(methods), np.random.default_rng(0)
+    maps, scales = store.pack(rng.standard_normal((count, 7, 7)).astype(np.float32))
+    numbers = ("full", "kept", "deleted", "coherency", "complexity", "discrimination")
+    columns: dict[str, Any] = {
+        "method": list(methods) * PART,
+        **{name: rng.random(count).astype(np.float32) for name in numbers},
+        "label": np.zeros(count, np.int32),
+        "predicted": rng.integers(0, 2, count).astype(np.int32),
+        "map": list(maps.reshape(count, 49)),
+        "map_scale": scales,
+        "status": [store.OK] * count,
+    }
+    blank = [None] * count
+    return pa.table(
+        {each.name: pa.array(columns.get(each.name, blank), each.type) for each in store.SCHEMA}, schema=store.SCHEMA
+    )
+
+
+def main() -> None:
+    """Print what was asked for."""
+    if sys.argv[1] == "--bare":
+        print(_bare(Path(sys.argv[2]), Path(sys.argv[3])))
+        return
+    if sys.argv[1] == "--nothing":
+        _nothing(int(sys.argv[2]), Path(sys.argv[3]))
+        return
+    asked = sys.argv[2:] or ["workers", "cost", "growth"]
+    with tempfile.TemporaryDirectory() as folder:
+        if "workers" in asked:
+            workers(Path(sys.argv[1]), Path(folder))
+        if "cost" in asked:
+            cost(Path(folder))
+        if "growth" in asked:
+            growth(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
