@@ -424,8 +424,24 @@ def test_layers_of_pytorch_are_shared_in_eval_mode_only_and_only_as_they_come() 
     assert not shared(lambda layer: layer.register_forward_pre_hook(lambda *_: None))
     assert not shared(lambda layer: layer.register_full_backward_hook(lambda *_: None))
     assert not shared(lambda layer: layer.compile(backend="eager"))
-    assert not shared(lambda layer: layer.add_module("child", nn.ReLU()))
+    assert not shared(lambda layer: layer.add_module("child", Body().eval()))
     assert not shared(lambda layer: setattr(layer, "forward", layer.forward))
+
+
+def test_layers_of_timm_are_shared_unless_a_part_of_them_is_changed() -> None:
+    from timm.layers import BatchNormAct2d
+
+    layer = BatchNormAct2d(4).eval()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), layer).eval()
+    assert twin(network, {})[1] is layer
+    assert twin(network, {network[0]: lambda *_: None})[1] is layer
+    copy = twin(network, {layer.act: lambda module, given, output: output * 0})
+    assert copy[1] is not layer
+    assert copy[1].drop is layer.drop
+    assert copy(IMAGES).abs().max() == 0 < network(IMAGES).abs().max()
+    layer.act.register_full_backward_hook(lambda *_: None)
+    assert twin(network, {})[1] is not layer
+    assert not twin(network, {})[1].act._backward_hooks
 
 
 # torch.compile, inference mode, ScriptModules

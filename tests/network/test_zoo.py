@@ -195,6 +195,10 @@ def test_loading_leaves_every_global_generator_as_it_was(name: str, weights: str
     assert np.random.get_state()[1].tolist() == before[1]
 
 
+def test_weights_are_held_once() -> None:
+    assert "state_dict" not in load_model("efficientnet_lite0").module.pretrained_cfg
+
+
 def test_a_model_loaded_under_inference_mode_can_be_explained() -> None:
     with torch.inference_mode():
         model = load_model("mobilenet_v2", weights="random")

@@ -182,6 +182,7 @@ def _timm(name: str, tag: str, entry: Entry | None, weights: Weights) -> tuple[n
         if overlay is None:
             raise
         raise misfit(name, weights, error) from error
+    vars(module)["pretrained_cfg"].pop("state_dict", None)  # or the weights would be held twice
     cfg = resolve_data_config(model=module)
     h, w = cfg["input_size"][-2:]
     squash = cfg["crop_mode"] == "squash"
