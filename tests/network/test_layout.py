@@ -29,13 +29,13 @@ NOTHING = Facts()
 def test_layout_is_found_by_shapes_and_the_kind_of_layer(
     shape: tuple[int, ...], size: tuple[int, ...], last: bool | None, wanted: tuple[Any, ...]
 ) -> None:
-    found = place("here", shape, size, NOTHING, last)
+    found = place("here", shape, size, NOTHING, lambda: last)
     assert (found.layout, found.maps, found.positions, found.prefix) == wanted
 
 
 def test_the_models_own_number_of_prefix_tokens_decides() -> None:
-    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=1), True).positions == (3, 3)
-    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=6), True).positions == (2, 2)
+    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=1), lambda: True).positions == (3, 3)
+    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=6), lambda: True).positions == (2, 2)
 
 
 def test_ambiguous_tokens_are_refused_with_the_candidates() -> None:
@@ -45,9 +45,9 @@ def test_ambiguous_tokens_are_refused_with_the_candidates() -> None:
         r'Layout\("btn", positions=\(3, 3\), prefix=1\), or Layout\("btn", positions=\(2, 2\), prefix=6\); say which with '
         r"layout=sc.Layout",
     ):
-        place("here", (1, 10, 64), (48, 48), NOTHING, True)
+        place("here", (1, 10, 64), (48, 48), NOTHING, lambda: True)
     asked = Layout("btn", positions=(2, 2), prefix=6)
-    assert place("here", (1, 10, 64), (48, 48), NOTHING, True, asked).positions == (2, 2)
+    assert place("here", (1, 10, 64), (48, 48), NOTHING, lambda: True, asked).positions == (2, 2)
 
 
 def test_a_signal_with_as_many_maps_as_times_is_refused() -> None:
@@ -60,7 +60,7 @@ def test_a_layout_that_does_not_fit_is_refused(layout: Layout) -> None:
     with pytest.raises(
         ValueError, match=r"'here' puts out \(2, 197, 192\), which layout=Layout\(.*\) does not fit"
     ) as error:
-        place("here", (2, 197, 192), (224, 224), NOTHING, None, layout)
+        place("here", (2, 197, 192), (224, 224), NOTHING, asked=layout)
     assert f'"{layout.axes}"' in str(error.value)
 
 

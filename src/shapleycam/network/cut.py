@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -56,7 +57,7 @@ class CutNetwork:
         self.module = unwrap(module)
         self.name, self.layer = _find(self.module, layer)
         self.layout, self.output, self.reason = as_layout(layout), output, reason
-        self.facts, self._last = Facts.of(self.module), maps_last(self.module, self.layer)
+        self.facts, self._last = Facts.of(self.module), partial(maps_last, self.module, self.layer)
         self._kept: tuple[nn.Module, list[_Tap]] | None = None
 
     def kept(self) -> "CutNetwork":
@@ -194,7 +195,8 @@ def layers(module: nn.Module, images: Given) -> list[TargetLayer]:
     for name, shapes in outputs.items():
         if len(shapes) == 1 and shapes[0] and shapes[0][0] == len(images):
             with suppress(ValueError):
-                layer = place(name, shapes[0], size_of(images), Facts.of(module), maps_last(module, cuttable[name]))
+                last = partial(maps_last, module, cuttable[name])
+                layer = place(name, shapes[0], size_of(images), Facts.of(module), last)
                 found += [layer] if prod(layer.positions) > 1 else []
     return found
 

@@ -1,6 +1,6 @@
 """Where the positions lie in what a layer puts out: maps first or last, tokens on a grid, signals, volumes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -93,12 +93,12 @@ def place(
     shape: tuple[int, ...],
     size: tuple[int, ...],
     facts: Facts,
-    last: bool | None = None,
+    last: Callable[[], bool | None] = lambda: None,
     asked: Layout | None = None,
 ) -> TargetLayer:
     """The target layer that puts out `shape` for inputs with the spatial axes `size`.
 
-    `last` says whether the last axis is the maps', if the kind of the layer tells: see `maps_last`.
+    `last` says, where it is asked, whether the last axis is the maps', if the kind of the layer tells: see `maps_last`.
 
     Raises
     ------
@@ -114,8 +114,9 @@ def place(
         )
     if not found:
         raise ValueError(_no_maps(name, shape, size))
+    kind = last()
     for better in (
-        lambda t: last is None or t.layout.endswith("n") == last,
+        lambda t: kind is None or t.layout.endswith("n") == kind,
         lambda t: prod(t.positions) > 1,
         lambda t: _exact(t, size),
         lambda t: len(size) < 2 or t.layout != "bnt",  # tokens come first, but for layers that say otherwise

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -128,7 +129,7 @@ def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None
     shape, size = tuple(seen.output.shape), size_of(images)
     if shape[0] == len(images):
         with suppress(ValueError):
-            layer = place(seen.name, shape, size, Facts.of(module), maps_last(module, seen.module))
+            layer = place(seen.name, shape, size, Facts.of(module), partial(maps_last, module, seen.module))
             signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
             return layer if prod(layer.positions) > 1 and fits(layer.positions, size) and not signal else None
     return None
