@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
-from .image_warnings import GAP, ImageWarning, find_warnings, flatness, signs_of
+from .image_warnings import GAP, ImageWarning, find_warnings, signs_of
 from .network.arguments import resolve_targets, run
 from .network.cut import CutNetwork, Pass
 from .network.expand import Nodes, empty_worth, expand, worth
@@ -43,11 +43,16 @@ class Explanation:
     """The utility's name; a function's own name where one was passed."""
     preprocess: Preprocess | None = field(repr=False)
     """How the model's pictures were made images; None for a module of one's own."""
-    signs: Mapping[str, Tensor] = field(repr=False)
-    """What the warnings are made of, an image each: see `signs_of`."""
+    look: Callable[[], Mapping[str, Tensor]] = field(repr=False)
+    """Gives `signs`; keeps the maps and derivatives for that."""
     nobody: "_Nobody" = field(repr=False)
     deviations: Mapping[str, ExplanationMaps] = field(default_factory=dict, repr=False)
     """For each method the standard deviation of E over noisy images, where `samples` were asked for; E is then their mean."""
+
+    @cached_property
+    def signs(self) -> Mapping[str, Tensor]:
+        """What the warnings are made of, an image each, found out when asked for: see `signs_of`."""
+        return self.look()
 
     @cached_property
     def full(self) -> Utilities:
@@ -100,7 +105,7 @@ class Explanation:
             explanations=part(self.explanations),
             targets=self.targets[one],
             logits=self.logits[one],
-            signs=part(self.signs),
+            look=part(self.signs).copy,
             deviations=part(self.deviations),
             nobody=self.nobody[one],
         )
@@ -214,11 +219,6 @@ def explained(
 ) -> Explanation:
     """All that is known of a batch; heatmaps are made whenever they are asked for, and not kept."""
     rows = [METHODS[name] for name in explanations if name in METHODS]
-    full, signs = expansion.full, signs_of(expansion) | flatness(rows, expansion)
-    if expansion.path is not None and full is not None and expansion.empty is not None:
-        shared = (expansion.path * expansion.maps).flatten(1).sum(1)
-        signs["path gap"] = efficiency_gap(shared, full, expansion.empty)
-        signs["path limit"] = torch.full_like(full, nodes.tolerance or GAP)
     return Explanation(
         heatmaps=LazyHeatmaps(explanations, size_of(images)),
         explanations=explanations,
@@ -227,8 +227,8 @@ def explained(
         layer=forward.layer,
         utility=utility[0],
         preprocess=model.preprocess if isinstance(model, Model) else None,
-        signs=signs,
-        nobody=_Nobody(cut, images, targets, utility[1], full, expansion.empty, _version(images)),
+        look=partial(signs_of, expansion, rows, nodes.tolerance or GAP),
+        nobody=_Nobody(cut, images, targets, utility[1], expansion.full, expansion.empty, _version(images)),
     )
 
 

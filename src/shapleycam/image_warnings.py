@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from .theory.cams import Method, mean
-from .theory.crg import INGREDIENTS, Expansion, Order
+from .theory.crg import INGREDIENTS, Expansion, efficiency_gap
 
 if TYPE_CHECKING:
     from .batch import Explanation
@@ -36,31 +35,31 @@ class ImageWarning:
         return f"image {self.image}{f', {self.method}' if self.method else ''}: {self.message}"
 
 
-def signs_of(expansion: Expansion) -> dict[str, Tensor]:
-    """For each image: whether all is finite, whether U' and HX are zero throughout."""
-    ingredients = {
-        "maps": expansion.maps,
-        "gradient": expansion.gradient,
-        "hvp": expansion.hvp,
-        "path": expansion.path,
-    }
-    # One pass each: a sum of magnitudes, in a type in which it cannot overflow.
-    sizes = {
-        name: vector_norm(each.detach().flatten(1), 1, 1, dtype=torch.float64)
-        for name, each in ingredients.items()
-        if each is not None
-    }
-    finite = torch.stack(list(sizes.values())).isfinite().all(0)
-    return {"finite": finite} | {f"{name} is zero": size == 0 for name, size in sizes.items()}
+def signs_of(expansion: Expansion, rows: Sequence[Method], limit: float) -> dict[str, Tensor]:
+    """For each image: whether all is finite, whether U' and HX are zero throughout, and how true the path row is.
+
+    For each Type II method among the rows, also whether W is the same at all positions of each map, so that Type I is the same.
+    """
+    named = {"maps": expansion.maps, "gradient": expansion.gradient, "hvp": expansion.hvp, "path": expansion.path}
+    ranges = {name: _range(each) for name, each in named.items() if each is not None}
+    signs = {"finite": torch.stack([end for ends in ranges.values() for end in ends]).isfinite().all(0)}
+    signs |= {f"{name} is zero": (low == 0) & (high == 0) for name, (low, high) in ranges.items()}
+    for row in rows:
+        if row.weights is mean and row.order != "none":
+            parts = (getattr(expansion, each).flatten(2) for each in INGREDIENTS[row.order])
+            ends = [end for part in parts for end in _range(part - part[..., :1])]
+            signs[f"{row.name} is flat"] = (torch.stack(ends) == 0).all(0)
+    if expansion.path is not None and expansion.full is not None and expansion.empty is not None:
+        shared = (expansion.path * expansion.maps).flatten(1).sum(1)
+        signs["path gap"] = efficiency_gap(shared, expansion.full, expansion.empty)
+        signs["path limit"] = torch.full_like(expansion.full, limit)
+    return signs
 
 
-def flatness(rows: Sequence[Method], expansion: Expansion) -> dict[str, Tensor]:
-    """For each Type II method and image, whether W is the same at all positions of each map, so that Type I is the same."""
-    flat: dict[Order, Tensor] = {}
-    for order in {row.order for row in rows if row.weights is mean and row.order != "none"}:
-        parts = (getattr(expansion, each).flatten(2) for each in INGREDIENTS[order])
-        flat[order] = torch.stack([(part == part[..., :1]).flatten(1).all(1) for part in parts]).all(0)
-    return {f"{row.name} is flat": flat[row.order] for row in rows if row.weights is mean and row.order in flat}
+def _range(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest number of each image; either is NaN where one is. Norms and comparisons take far longer."""
+    flat = maps.detach().flatten(1)
+    return flat.amin(1), flat.amax(1)
 
 
 def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
