@@ -31,8 +31,8 @@ def random_weights(keys: Int64[Tensor, " b"], maps: Maps, seed: int = 0, stream:
 def checksums(images: Images) -> Int64[Tensor, " b"]:
     """A key for each image, made of its values as float32; every place counts with an odd number of its own."""
     words = images.detach().to(torch.float32).flatten(1).contiguous().view(torch.int32).to(torch.int64)
-    places = torch.arange(1, 2 * words.shape[1], 2, device=images.device) * _GOLDEN
-    return _scramble((words * places).sum(1))
+    places = torch.arange(1, 2 * words.shape[1], 2, device=images.device).mul_(_GOLDEN)
+    return _scramble(words.mul_(places).sum(1))  # in place: a tensor twice as large as the images is not made anew
 
 
 def key(name: str) -> int:
