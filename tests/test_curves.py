@@ -268,20 +268,34 @@ def by_torch(module: nn.Module, seed: int) -> None:
     module.reset_parameters()
 
 
+def explained_by_hirescam(model: nn.Module, inputs: object, targets: object, **kwargs: object) -> np.ndarray:
+    x, y = (torch.as_tensor(each) for each in (inputs, targets))
+    return sc.explain(model, x, methods="HiResCAM", layer="3", targets=y).heatmaps["HiResCAM"][:, None].numpy()
+
+
 def test_correlations_are_those_of_quantus() -> None:
     net, x, y = resettable(), images(4, 16, 16), np.array([1, 4, 0, 2])
     found = randomisation(net, x, methods="HiResCAM", layer="3", targets=torch.from_numpy(y), draw=by_torch)
 
-    def explain_func(model: nn.Module, inputs: object, targets: object, **kwargs: object) -> np.ndarray:
-        x, y = (torch.as_tensor(each) for each in (inputs, targets))
-        return sc.explain(model, x, methods="HiResCAM", layer="3", targets=y).heatmaps["HiResCAM"][:, None].numpy()
-
     metric = quantus.MPRT(disable_warnings=True, abs=False, normalise=False, seed=42)
-    expected = metric(copy.deepcopy(net), x.numpy(), y, explain_func=explain_func, softmax=False, device="cpu")
+    expected = metric(copy.deepcopy(net), x.numpy(), y, explain_func=explained_by_hirescam, softmax=False, device="cpu")
     assert found.layers == ("6", "2", "0")
     for k, name in enumerate(found.layers):
         np.testing.assert_allclose(found.correlations["HiResCAM"][:, k].numpy(), expected[name], rtol=0, atol=1e-5)
     assert float(found.correlations["HiResCAM"].abs().max()) < 0.99
+
+
+def test_the_last_correlation_is_that_of_quantus_in_what_measure_gives() -> None:
+    net, x, y = resettable(), images(4, 16, 16), np.array([1, 4, 0, 2])
+    other = copy.deepcopy(net)
+    for each in (other[6], other[2], other[0]):
+        by_torch(each, 0)
+    found = sc.measure(
+        net, x, methods="HiResCAM", layer="3", targets=torch.from_numpy(y), metrics="randomisation", randomised=other
+    )
+    metric = quantus.MPRT(disable_warnings=True, abs=False, normalise=False, return_last_correlation=True)
+    expected = metric(copy.deepcopy(net), x.numpy(), y, explain_func=explained_by_hirescam, softmax=False, device="cpu")
+    np.testing.assert_allclose(found.more["randomisation"][:, 0].numpy(), expected, rtol=0, atol=1e-4)
 
 
 def test_each_layer_is_drawn_on_top_of_those_before_it() -> None:

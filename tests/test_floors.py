@@ -37,6 +37,7 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "playground": (2, TENSORS, frozenset()),
     "references": (2, TENSORS, frozenset()),
     "sanity": (2, TENSORS, frozenset()),
+    "scoring": (2, TENSORS, frozenset()),
     "searches": (2, TENSORS, frozenset()),
     "smoothing": (2, TENSORS, frozenset()),
     "image_warnings": (2, TENSORS, frozenset()),
@@ -81,7 +82,7 @@ NETWORK = (
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 4150
+CORE_LINES = 4250
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -213,7 +214,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_4150_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_4250_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

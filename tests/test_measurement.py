@@ -1,5 +1,6 @@
 """`measure` against loops over images and methods, against the paper's own code, and what it costs and refuses."""
 
+import copy
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ import torch
 from benchmarks.clock import peak
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from torch import Tensor, nn
 
 import shapleycam as sc
-from shapleycam.measurement import masked
 from shapleycam.network.preprocess import Preprocess
 from shapleycam.network.weights import randomise
 from shapleycam.network.zoo import Model
+from shapleycam.scoring import masked
 from shapleycam.theory.draws import checksums, key, uniform
 from shapleycam.theory.heatmap import heatmap
 from test_contract import NETWORKS, SURROUNDINGS, Left
@@ -383,7 +384,8 @@ def test_more_metrics_are_of_the_logits_that_were_named() -> None:
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)
 def test_surroundings_change_no_number_of_more_metrics(surrounding: str) -> None:
-    given: dict[str, Any] = {"layer": "2", "methods": "GradCAM", "metrics": ("insertion", "deletion", "road")}
+    metrics = ("insertion", "deletion", "road", "randomisation")
+    given: dict[str, Any] = {"layer": "2", "methods": "GradCAM", "metrics": metrics}
     expected = library.measure(network(), images(), **given)
     net, x = network(), images().requires_grad_()
     left = Left(net, x, torch.zeros(1))
@@ -393,6 +395,52 @@ def test_surroundings_change_no_number_of_more_metrics(surrounding: str) -> None
     for metric, scores in found.more.items():
         assert torch.equal(scores, expected.more[metric]), metric
         assert not scores.requires_grad
+
+
+@pytest.mark.parametrize("method", ["GradCAM", "LayerCAM", "RandomCAM", "ScoreCAM", "FakeCAM"])
+def test_randomisation_is_the_rank_correlation_with_the_heatmap_of_the_network_drawn_anew(method: str) -> None:
+    net, x, targets = network(), images(), [4, 0, 1]
+    found = sc.measure(net, x, layer="2", methods=method, targets=targets, seed=6, metrics=["randomisation", "road"])
+    assert list(found.more) == ["randomisation", "road"]
+    again = copy.deepcopy(net)
+    randomise(again, 7)
+    for i in range(3):
+        expected = 1.0
+        if method != "FakeCAM":
+            before, after = (
+                sc.explain(each, x[i : i + 1], layer="2", methods=method, targets=targets[i], seed=6).heatmaps[method]
+                for each in (net, again)
+            )
+            expected = spearmanr(before.flatten(), after.flatten()).statistic
+            assert abs(expected) < 0.9
+        assert float(found.more["randomisation"][i, 0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_randomisation_costs_one_pass_whatever_the_number_of_methods() -> None:
+    def passed(**options: Any) -> int:
+        net = network()
+        with passing(net[0]) as seen:
+            sc.measure(net, images(), layer="2", methods="paper", **options)
+        return sum(seen)
+
+    assert passed(metrics="randomisation") - passed() == 3
+
+
+def test_randomisation_of_a_random_network_draws_other_weights() -> None:
+    net = network()
+    randomise(net, 0)
+    found = sc.measure(net, images(), layer="2", methods="GradCAM", metrics="randomisation")
+    assert float(found.more["randomisation"].max()) < 0.99
+
+
+def test_randomisation_of_a_blank_heatmap_is_0() -> None:
+    net = network()
+    with torch.no_grad():
+        net[6].weight[3] = 0
+    found = sc.measure(
+        net, images(), layer="3", methods="GradCAM", utility="pre-softmax", targets=3, metrics="randomisation"
+    )
+    assert found.more["randomisation"].tolist() == [[0.0]] * 3
 
 
 # What it depends on, and what not

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from .gallery import find_target
-from .measurement import Masking, Measurements, background, masked, measure
+from .measurement import Measurements, measure
 from .network.pictures import RGB, PictureError
 from .network.zoo import Model
 from .render import blend
+from .scoring import Masking, background, masked
 from .theory import metrics
 from .theory.baselines import BASELINES
 

@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .batch import Explanation
 from .explanation import explain
 from .network.cut import CutNetwork
+from .network.inputs import Output
 from .network.layout import Axes, Layout
 from .network.twin import twin, unwrap
 from .network.weights import randomise
 from .network.zoo import Model
 from .theory.agreement import spearman
-from .theory.axes import Images
+from .theory.axes import Images, Utilities
 from .theory.utility import Utility
 
 
@@ -73,16 +75,50 @@ def randomisation(
     """
     wanted = [methods] if isinstance(methods, str) else list(methods)
     trained = explain(model, images, methods=wanted, layer=layer, layout=layout, targets=targets, utility=utility)
-    place, reading, classes = trained.layer.name, trained.layer.as_layout, trained.targets
     module = unwrap(model.module if isinstance(model, Model) else model)
     names = list(layers) if layers is not None else weighted(module, images)
     found: dict[str, list[Tensor]] = {name: [] for name in trained.heatmaps}
     for forgetful in cascade(module, names, draw, seed):
-        some = replace(model, module=forgetful) if isinstance(model, Model) else forgetful
-        out = explain(some, images, methods=wanted, layer=place, layout=reading, targets=classes, utility=utility)
-        for name, rows in found.items():
-            rows.append(spearman(out.heatmaps[name].flatten(1), trained.heatmaps[name].flatten(1)))
+        for name, each in outlasting(model, images, trained, forgetful, utility=utility).items():
+            found[name].append(each)
     return Randomisation(tuple(names), {name: torch.stack(rows, 1) for name, rows in found.items()})
+
+
+def outlasting(
+    model: Model | nn.Module,
+    images: Images,
+    trained: Explanation,
+    randomised: nn.Module | None = None,
+    *,
+    output: Output | None = None,
+    utility: str | Utility = "rest",
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+) -> dict[str, Utilities]:
+    """For each method Spearman's rank correlation of an explanation's heatmaps and those of the network with other weights.
+
+    In [-1, 1], NaN where either is constant. `randomised` None draws all weights anew, from seed + 1, so that a network drawn
+    from the seed gets others.
+    """
+    if randomised is None:
+        randomised = redrawn(model.module if isinstance(model, Model) else model, seed + 1)
+    other = replace(model, module=randomised) if isinstance(model, Model) else randomised
+    names, layer = tuple(trained.explanations), trained.layer
+    if not names:
+        return {}
+    out = explain(
+        other, images, methods=names, layer=layer.name, layout=layer.as_layout, output=output, targets=trained.targets,
+        utility=utility, seed=seed, keys=keys,
+    )  # fmt: skip
+    return {name: spearman(*(each.heatmaps[name].flatten(1) for each in (trained, out))) for name in names}
+
+
+def redrawn(module: nn.Module, seed: int) -> nn.Module:
+    """A copy of a network with all weights drawn anew, as `load_model(..., weights="random")` draws them."""
+    with torch.inference_mode(False), torch.no_grad():
+        copy = deepcopy(unwrap(module))
+    randomise(copy, seed)
+    return copy
 
 
 def cascade(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from copy import deepcopy
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
@@ -109,17 +110,26 @@ def test_rows_are_what_measure_gives_for_each_picture_alone(planned: Planned, pi
 def test_more_metrics_are_columns_that_hold_what_measure_gives_for_each_picture_alone(
     planned: Planned, pictures: Path
 ) -> None:
-    methods, metrics = ["GradCAM", "RandomCAM", "FakeCAM"], ["insertion", "road"]
+    methods, metrics = ["GradCAM", "RandomCAM", "FakeCAM"], ["insertion", "road", "randomisation"]
     model = tiny.network()
-    rows = finish(planned(layers="conv", methods=",".join(methods), metrics="insertion,road", batch="3")).to_pylist()
+    rows = finish(planned(layers="conv", methods=",".join(methods), metrics=",".join(metrics), batch="3")).to_pylist()
     assert len(rows) == PICTURES * 3
     for row in rows:
         image = model.preprocess(pictures / row["picture"])
         found = measure(model, image, methods=methods, layer="conv", keys=[row["picture"]], metrics=metrics)
         expected = [float(found.more[metric][0, methods.index(row["method"])]) for metric in metrics]
-        assert [row[metric] for metric in metrics] == pytest.approx(expected, abs=1e-5)
+        assert [row[metric] for metric in metrics] == pytest.approx(expected, abs=1e-3)  # a last bit moves a rank
         assert (row["deletion"], row["status"]) == (None, "ok")
     assert len({row["road"] for row in rows}) > PICTURES
+    assert len({row["randomisation"] for row in rows}) > PICTURES
+
+
+def test_weights_are_drawn_anew_once_for_a_network(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    monkeypatch.setattr("shapleycam.bench.loaded.redrawn", lambda module, seed: drawn.append(seed) or deepcopy(module))
+    rows = finish(planned(methods="GradCAM", metrics="randomisation", batch="3", seed=4)).to_pylist()
+    assert drawn == [5]
+    assert {round(row["randomisation"], 5) for row in rows} == {0.0, 1.0}  # 0 where a heatmap is blank
 
 
 def test_a_part_is_no_larger_than_asked_and_every_picture_is_in_one(planned: Planned) -> None:

@@ -65,8 +65,18 @@ def test_six_rows_give_the_numbers_worked_out_by_hand() -> None:
 
 
 MORE = {
-    "GradCAM": {"insertion": (0.5, 0.7, 0.6), "deletion": (0.1, 0.2, 0.3), "road": (0.3, 0.2, 0.1)},
-    "ShapleyCAM": {"insertion": (0.4, 0.2, 0.6), "deletion": (0.1, 0.1, 0.1), "road": (-0.1, 0.2, -0.1)},
+    "GradCAM": {
+        "insertion": (0.5, 0.7, 0.6),
+        "deletion": (0.1, 0.2, 0.3),
+        "road": (0.3, 0.2, 0.1),
+        "randomisation": (0.5, -0.1, 0.2),
+    },
+    "ShapleyCAM": {
+        "insertion": (0.4, 0.2, 0.6),
+        "deletion": (0.1, 0.1, 0.1),
+        "road": (-0.1, 0.2, -0.1),
+        "randomisation": (-0.5, 0.2, 0.0),
+    },
 }
 
 
@@ -80,12 +90,12 @@ def with_more(**changes: Any) -> pa.Table:
 def test_more_metrics_stand_behind_the_papers_where_the_run_has_them() -> None:
     (plain,), (grid,) = make_grids(six(), {}), make_grids(with_more(), {})
     assert len(plain.head) == 7
-    assert grid.head == (*plain.head, "Ins ↑", "Del ↓", "ROAD ↑")
+    assert grid.head == (*plain.head, "Ins ↑", "Del ↓", "ROAD ↑", "MPRT ↓")
     for method, found in numbers(grid).items():
         assert found[:6] == numbers(plain)[method]
         assert found[6:] == pytest.approx([100 * sum(three) / 3 for three in MORE[method].values()], abs=1e-4)
-    assert [[it.rank for it in row[7:] if isinstance(it, Cell)] for row in grid.rows] == [[1, 2, 1], [2, 1, 2]]
-    (one,) = make_grids(with_more(insertion=None, road=None), {})
+    assert [[it.rank for it in row[7:] if isinstance(it, Cell)] for row in grid.rows] == [[1, 2, 1, 2], [2, 1, 2, 1]]
+    (one,) = make_grids(with_more(insertion=None, road=None, randomisation=None), {})
     assert one.head == (*plain.head, "Del ↓")
     (sorted_,) = make_grids(with_more(), {}, sort="del")
     assert [row[0] for row in sorted_.rows] == ["ShapleyCAM", "GradCAM"]
@@ -107,7 +117,7 @@ def test_more_metrics_have_intervals_and_stand_in_every_format_and_beside_other_
         for utility in ("rest", "pre-softmax")
         for method, del_ in (("GradCAM", "20"), ("ShapleyCAM", "10"))
     ]
-    assert "| **60.00** | <ins>20.00</ins> | **20.00** |" in table(run, format="markdown")
+    assert "| **60.00** | <ins>20.00</ins> | **20.00** | <ins>20.00</ins> |" in table(run, format="markdown")
     assert "ROAD $\\uparrow$" in table(run, format="latex")
 
 

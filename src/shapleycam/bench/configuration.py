@@ -46,7 +46,8 @@ class Configuration:
     fidelity: int = 0
     """Coalitions to play at most of each picture's game, to compare every method with its Shapley values; 0 for none."""
     metrics: tuple[str, ...] = ()
-    """insertion, deletion, road, beside the paper's metrics; they cost 102, 102 and 19 forward passes a heatmap."""
+    """insertion, deletion, road, beside the paper's metrics, for 102, 102 and 19 forward passes a heatmap; and randomisation, for
+    one a picture."""
 
     def __post_init__(self) -> None:
         for name in ("models", "layers", "utilities", "methods"):

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ..measurement import measure
 from ..network.zoo import Model, load_model
+from ..sanity import redrawn
 from .configuration import Configuration, Machine
 from .datasets import Item, Label
 
@@ -39,11 +41,18 @@ class Loaded:
     channels_last: bool
     infer: Callable[[Tensor], Tensor] | None = None
     """The compiled network, without a graph; None where nothing is compiled."""
+    seed: int = 0
+    """Of the weights in `randomised`."""
 
     def images(self, crops: Sequence[Tensor]) -> Tensor:
         """Pixels of several crops, 0 to 255, as the network takes them."""
         images = self.model.preprocess.normalise(torch.stack(list(crops)).to(self.device, torch.float32) / 255)
         return self.formatted(images.to(self.dtype))
+
+    @cached_property
+    def randomised(self) -> nn.Module:
+        """The network with other weights, as `measure` would draw them for each batch."""
+        return redrawn(self.model.module, self.seed + 1)
 
     def formatted(self, images: Tensor) -> Tensor:
         """The same images in the memory format."""
@@ -81,7 +90,7 @@ def load(name: str, configuration: Configuration, machine: Machine, channels_las
     if chosen is None:
         chosen = _faster_last(loaded)
     loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
-    return there(replace(loaded, channels_last=chosen), machine.device, configuration.compile)
+    return there(replace(loaded, channels_last=chosen, seed=configuration.seed), machine.device, configuration.compile)
 
 
 def there(loaded: Loaded, device: str, compile: bool) -> Loaded:

@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..measurement import measure, resolve_metrics
+from ..measurement import measure
 from ..network.arguments import resolve_utility
+from ..scoring import resolve_metrics
 from ..searches import SEARCHES
 from ..theory.baselines import BASELINES
 from ..theory.cams import resolve_names

@@ -16,9 +16,9 @@ Floats = NDArray[np.float64]
 
 METRICS = ("AD", "Coh", "Com", "ADCC", "IC", "ADD")
 """The columns of the paper's tables, in percent."""
-MORE = {"insertion": "Ins", "deletion": "Del", "road": "ROAD"}
+MORE = {"insertion": "Ins", "deletion": "Del", "road": "ROAD", "randomisation": "MPRT"}
 """Metrics beside them, by their columns of the rows: those of them that a run has follow METRICS, in percent."""
-LOWER = frozenset({"AD", "Com", "Del"})
+LOWER = frozenset({"AD", "Com", "Del", "MPRT"})
 """Metrics of which less is better."""
 BASELINES = ("FakeCAM", "Gaussian")
 ORDER = (

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
             for name in ("full", "kept", "deleted", "coherency", "complexity", "discrimination")
         ),
         *(pa.field(name, pa.float32()) for name in ("error", "pearson", "spearman", "sign", "noise")),
-        *(pa.field(name, pa.float32()) for name in ("insertion", "deletion", "road")),
+        *(pa.field(name, pa.float32()) for name in ("insertion", "deletion", "road", "randomisation")),
         pa.field("map", pa.list_(pa.float16())),
         pa.field("map_scale", pa.float32()),
         pa.field("map_h", pa.int16()),
@@ -40,8 +40,8 @@ SCHEMA = pa.schema(
 """A row for each picture and method; a picture that could not be read has one row, its method "".
 
 `label`, `predicted` and `target` are class indices. The signed explanation E is `map * map_scale`, see
-`explanation_map`; baselines have none. `error` to `noise`, see `Fidelity`, and `insertion` to `road`, see the functions of
-these names, are null unless the run was asked for them.
+`explanation_map`; baselines have none. `error` to `noise`, see `Fidelity`, and `insertion` to `randomisation`, see
+`measure`, are null unless the run was asked for them.
 `status` is "ok" or the reason why a row's numbers are not to be used.
 """
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..measurement import Masking, measure
+from ..measurement import measure
 from ..network.layout import Axes, Layout
 from ..network.zoo import Model
+from ..scoring import Masking
 from ..theory import metrics
 from ..theory.axes import Images
 from ..theory.utility import Utility

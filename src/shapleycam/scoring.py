@@ -1,0 +1,164 @@
+"""Heatmaps scored on the network that they explain: masked images, passes, and what the metrics make of them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .batch import Explanation, expand_images, explanations_of
+from .curves import deletion, insertion
+from .imputation import road
+from .network.cut import CutNetwork
+from .network.zoo import Model
+from .theory import metrics
+from .theory.axes import Heatmaps, Images, Targets, Utilities
+from .theory.baselines import BASELINES
+from .theory.cams import nearest
+from .theory.heatmap import heatmap, rescale
+from .theory.utility import Utility, probability
+
+Masking = Literal["normalised", "raw"]
+Metric = Callable[[nn.Module, Images, Heatmaps, Targets], Utilities]
+EQUAL = 1e-6
+"""Heatmaps that differ by no more than this are measured once."""
+CLOSE = 1e-3
+"""Explanation maps scaled to [0, 1] that differ by more than this have heatmaps that differ by more than `EQUAL`."""
+MORE: Mapping[str, Metric] = {"insertion": insertion, "deletion": deletion, "road": road}
+"""Metrics of a heatmap beside the six, which cost passes of their own."""
+
+
+def resolve_metrics(metrics: str | Iterable[str]) -> tuple[str, ...]:
+    """The names of metrics beside the six: those of `MORE`, and "randomisation"; in order, each once.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, with the nearest names.
+    """
+    names, known = ([metrics] if isinstance(metrics, str) else list(metrics)), (*MORE, "randomisation")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], known)}")
+    return tuple(dict.fromkeys(names))
+
+
+def background(model: Model | nn.Module, masking: str) -> Tensor | None:
+    """What a masked pixel becomes: None for zero, the mean colour; (1, 3, 1, 1) for black.
+
+    Raises
+    ------
+    ValueError
+        For a masking that is none, or raw masking with a module of one's own, whose normalisation is not known.
+    """
+    if masking == "normalised":
+        return None
+    if masking != "raw":
+        raise ValueError(f'masking is {masking!r}, expected "normalised" or "raw"')
+    if not isinstance(model, Model):
+        raise ValueError('masking="raw" needs to know how images were normalised; pass what load_model gives')
+    parameter = next(model.module.parameters())
+    return model.preprocess.normalise(parameter.new_zeros(1, 3, 1, 1))
+
+
+def masked(images: Images, heatmaps: Heatmaps, background: Float[Tensor, "1 channels 1 1"] | None = None) -> Images:
+    """The explanation map x * H, Eq. (18): the image where the heatmap is 1, the background, None for 0, where it is 0."""
+    shares = heatmaps[:, None]
+    seen = images * shares.to(images.dtype)
+    return seen if background is None else seen + background * (1 - shares).to(images.dtype)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What scores heatmaps, any methods' of any of the images, in chunks no larger than the batch."""
+
+    names: tuple[str, ...]
+    images: Images
+    background: Tensor | None
+    cut: CutNetwork
+    infer: Callable[[Tensor], Tensor]
+    utility: Utility
+    keys: Callable[[], Tensor]
+    seed: int
+    out: Explanation
+    more: tuple[Metric, ...]
+    plain: Callable[[Tensor], Tensor]
+    """Logits of images, for `more`."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[-2], self.images.shape[-1]
+
+    def table(self) -> Float[Tensor, "scores m b"]:
+        """kept, deleted, coherency, complexity, and more, of each method and image; equal heatmaps are measured once."""
+        first = _first_of_equals(self.names, self.out, self.size)
+        distinct = (first == torch.arange(len(self.names), device=first.device)[:, None]).nonzero()
+        scores = torch.cat([self._score(*some.T) for some in distinct.split(len(self.images))], 1)
+        table = scores.new_empty(len(scores), *first.shape)
+        table[:, distinct[:, 0], distinct[:, 1]] = scores
+        return table.gather(1, first.expand(len(table), -1, -1))
+
+    def _score(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "scores k"]:
+        """The same of the heatmaps of method `which[i]` on image `place[i]`."""
+        maps = self._each_by_its_method(which, lambda name: self.out.explanations[name][place])
+        whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
+        images, targets = self.images if whole else self.images[place], self.out.targets[place]
+        kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
+        deleted = probability(self.infer(masked(images, 1 - maps, self.background)), targets)
+        with torch.autocast(images.device.type, enabled=False):
+            more = [metric(_Plain(self.plain), images, maps, targets) for metric in self.more]
+        return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps), *more])
+
+    def _explain_again(
+        self, kept: Images, targets: Targets, which: Tensor, place: Tensor
+    ) -> tuple[Utilities, Heatmaps]:
+        """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
+        names = [name for i in which.unique().tolist() if (name := self.names[i]) not in BASELINES]
+        keys, utility = (lambda: self.keys()[place]), self.utility
+        forward, _, expansion = expand_images(self.cut, kept, names, targets, utility, keys, self.seed, stream=1)
+        found = explanations_of(self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion)
+        again = self._each_by_its_method(which, found.__getitem__)
+        return probability(forward.logits.detach(), targets), again
+
+    def _each_by_its_method(self, which: Tensor, explain: Callable[[str], Tensor]) -> Heatmaps:
+        """Heatmaps of k pairs in the order of their methods, each by its own; a baseline's is always the same."""
+        parts: list[Tensor] = []
+        for i, count in zip(*(each.tolist() for each in which.unique_consecutive(return_counts=True)), strict=True):
+            start = sum(map(len, parts))
+            if (name := self.names[i]) in BASELINES:
+                baseline = BASELINES[name](*self.size).to(
+                    which.device, torch.promote_types(self.images.dtype, torch.float32)
+                )
+                parts.append(baseline.expand(count, -1, -1))
+            else:
+                parts.append(heatmap(explain(name)[start : start + count], self.size))
+        return torch.cat(parts)
+
+
+class _Plain(nn.Module):
+    """Logits, whatever the network puts out, as a network of its own."""
+
+    def __init__(self, infer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.infer = infer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.infer(images)
+
+
+def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, int]) -> Int64[Tensor, "m b"]:
+    """For each method and image the first method in the list with the same heatmap there."""
+    methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
+    first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
+    for (earlier, one), (later, other) in combinations(methods, 2):
+        if one.shape != other.shape:  # one lies on the maps, the other on the image
+            continue
+        # Heatmaps are a thousand times as large as explanation maps, so they are compared only where the latter are close.
+        close = (rescale(one.relu()) - rescale(other.relu())).abs().amax((-2, -1)) <= CLOSE
+        rest = (close & (first[earlier] == earlier) & (first[later] == later)).nonzero()[:, 0]
+        if len(rest):
+            gap = (heatmap(one[rest], size) - heatmap(other[rest], size)).abs().amax((-2, -1))
+            first[later, rest[gap <= EQUAL]] = earlier
+    return first
