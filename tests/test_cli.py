@@ -377,3 +377,12 @@ def test_a_process_of_its_own_explains_a_picture_without_a_warning(tmp_path: Pat
     model = load_once("efficientnet_lite0")
     wanted = sc.explain(model, model.preprocess(CAT), methods="GradCAM").heatmaps["GradCAM"][0]
     np.testing.assert_allclose(arrays(tmp_path / "out" / "cat" / "GradCAM.npz")["heatmap"], wanted.numpy(), atol=1e-5)
+
+
+def test_explain_spends_the_budget_that_is_given(run: Run, tmp_path: Path) -> None:
+    ended = run("explain", CAT, "--methods", "RISE", "--budget", 3, "--out", "o")
+    assert (ended.code, ended.err) == (0, "")
+    model = load_once("efficientnet_lite0")
+    expected = sc.explain(model, model.preprocess(CAT), methods="RISE", budget=3)
+    found = arrays(next((tmp_path / "o").rglob("RISE.npz")))
+    np.testing.assert_allclose(found["heatmap"], expected.heatmaps["RISE"][0].numpy(), rtol=0, atol=1e-4)

@@ -61,6 +61,21 @@ def adcc(found: sc.Measurements, method: int) -> str:
 # What is compared
 
 
+def test_a_row_is_said_to_be_done_and_what_a_slow_method_has_done_of_it(model: Model, pictures: list[Path]) -> None:
+    told: list[tuple[int, int]] = []
+    compare(
+        model, pictures, methods=["GradCAM", "ScoreCAM"], targets=["1", "least"], layer="conv",
+        done=lambda: told.append((0, 0)), progress=lambda done, most: told.append((done, most)),
+    )  # fmt: skip
+    assert told == 4 * [(8, 8), (8, 8), (8, 8), (0, 0)]  # the image, the other class, the explanation map
+
+
+def test_rise_in_a_figure_keeps_to_the_budget(model: Model, pictures: list[Path]) -> None:
+    told: list[int] = []
+    compare(model, pictures[:1], methods="RISE", budget=25, progress=lambda done, most: told.append(most))
+    assert set(told) == {25}
+
+
 def test_tiles_are_the_overlays_of_explain_with_the_pictures_own_adcc(model: Model, pictures: list[Path]) -> None:
     methods = ["ShapleyCAM", "GradCAM++"]
     found = compare(model, pictures[:1], methods=methods, targets=["dipper", "1", "least", "predicted"], layer="conv")

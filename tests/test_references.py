@@ -10,7 +10,9 @@ import torch
 from captum.attr import IntegratedGradients
 from torch import Tensor, nn
 
+import shapleycam as sc
 from playing import images, network, play
+from shapleycam.network.weights import randomise
 from shapleycam.references import Superpixels, integrated_gradients, kernel_shap, masks_of, rise
 from shapleycam.theory.draws import checksums, uniform
 from shapleycam.theory.utility import UTILITIES
@@ -185,6 +187,56 @@ def test_superpixels_play_as_shapiq_plays_them() -> None:
     assert got == pytest.approx(expected.tolist(), abs=0.02 * float(abs(expected).max()))
 
 
+def test_kernel_shap_plays_segments_of_a_signal_and_blocks_of_a_volume() -> None:
+    for kind, shape in ((nn.Conv1d, (2, 13)), (nn.Conv3d, (2, 5, 4, 7))):
+        net = nn.Sequential(
+            kind(2, 6, 3, padding=1), nn.GELU(), nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 5)
+        )
+        randomise(net, 0)
+        net = net.double().eval()
+        x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).double()
+        layout = "bnt" if kind is nn.Conv1d else "bndhw"
+        found = kernel_shap(play(net, "1", x, [1, 4], layout=layout), superpixels=2, budget=6000)
+        places = [torch.tensor([int(2 * i >= side) for i in range(side)]) for side in shape[1:]]
+        labels = places[0] if len(places) == 1 else 4 * places[0][:, None, None] + 2 * places[1][:, None] + places[2]
+        for j, target in enumerate([1, 4]):
+            values = shapley(net, x[j], target, labels, "pre-softmax")
+            got = [float(found[j][labels == player].sum()) for player in range(len(values))]
+            assert got == pytest.approx(values, abs=0.02 * max(map(abs, values)))
+
+
+# Budgets
+
+
+def passes(net: nn.Module, call: Callable[[], Any]) -> int:
+    seen: list[int] = []
+    handle = net[0].register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    call()
+    handle.remove()
+    return sum(seen)
+
+
+def test_rise_spends_the_budget_and_kernel_shap_plays_as_many_superpixels_as_it_pays_for() -> None:
+    net, x = network(), images()
+    given: dict[str, Any] = {"layer": "4", "targets": TARGETS, "utility": "post-softmax"}
+    found = sc.explain(net, x, methods=["RISE", "KernelSHAP"], budget=800, **given)
+    ground = play(net, "4", x, TARGETS, "post-softmax", keys=lambda: checksums(x))
+    torch.testing.assert_close(found.explanations["RISE"], rise(ground, masks=800))
+    torch.testing.assert_close(found.explanations["KernelSHAP"], kernel_shap(ground, superpixels=3, budget=800))
+    spent = passes(net, lambda: sc.explain(net, x, methods="RISE", budget=20, **given))
+    assert spent == 3 * (1 + 20)
+    spent = passes(net, lambda: sc.explain(net, x, methods="KernelSHAP", budget=400, **given))
+    assert 3 * 300 < spent <= 3 * (1 + 400)
+
+
+def test_measuring_keeps_to_the_budget_each_time() -> None:
+    net, x = network(), images()
+    given: dict[str, Any] = {"layer": "4", "targets": TARGETS, "methods": "RISE", "budget": 20}
+    assert passes(net, lambda: sc.measure(net, x, **given)) == 3 * (1 + 20 + 20 + 1 + 20 + 1)
+    more = passes(net, lambda: sc.measure(net, x, metrics="randomisation", **given))
+    assert more == 3 * (1 + 20 + 20 + 1 + 20 + 1) + 3 * 21
+
+
 # Refusals
 
 
@@ -197,7 +249,12 @@ def test_superpixels_play_as_shapiq_plays_them() -> None:
             {"baseline": torch.zeros(1, 3, 4, 4)},
             r"baseline has shape \(1, 3, 4, 4\), expected that",
         ),
-        (rise, {"masks": 0}, "got masks=0, cells=7, share=0.5 for images of shape"),
+        (rise, {"masks": 0}, "got masks=0, cells=7, share=0.5, expected masks and cells of 1 or more"),
+        (
+            kernel_shap,
+            {"budget": 319},
+            "the budget is 319, expected 320 or more: KernelSHAP spends 80 passes a superpixel",
+        ),
         (rise, {"share": 1.0}, "a share between 0 and 1"),
         (
             kernel_shap,
@@ -216,3 +273,13 @@ def test_options_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         explain(play(network(), "4", images(), TARGETS), **options)
+
+
+def test_rise_on_a_signal_and_a_budget_of_nothing_are_refused() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 6, 3), nn.GELU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
+    with pytest.raises(
+        ValueError, match=r"RISE lays masks on pictures .* got images of shape \(1, 2, 13\); KernelSHAP takes"
+    ):
+        sc.explain(net, torch.ones(1, 2, 13), methods="RISE")
+    with pytest.raises(ValueError, match="budget is 0, expected a number of forward passes an image"):
+        sc.explain(network(), images(), methods="RISE", layer="4", budget=0)

@@ -195,11 +195,12 @@ def explanations_of(
     targets: Targets,
     expansion: Expansion,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> dict[str, ExplanationMaps]:
     """E of each method: of the expansion, or of what those in `SEARCHES` find out from the network."""
     play = None
     if not SEARCHES.keys().isdisjoint(names):
-        play = play_with(cut, forward, images, targets, utility, keys=keys, seed=seed, progress=progress)
+        play = play_with(cut, forward, images, targets, utility, keys=keys, seed=seed, progress=progress, budget=budget)
     return {
         name: explanation(METHODS[name], expansion) if name in METHODS or play is None else SEARCHES[name].explain(play)
         for name in names

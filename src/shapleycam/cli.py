@@ -42,6 +42,7 @@ def explain(
     preprocess: Literal["own", "paper"] = "own",
     out: Path = Path("out"),
     samples: int = 0,
+    budget: int | None = None,
     batch: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -72,6 +73,8 @@ def explain(
         The folder to write to.
     samples
         Average over so many pictures with noise on them (SmoothGrad), 0 for none.
+    budget
+        Forward passes a picture that RISE and KernelSHAP may spend; 4,000 each if not given.
     batch
         Pictures that run through the network together.
     seed
@@ -91,7 +94,7 @@ def explain(
     with explaining(len(pictures) * top, bool(samples) or not METHODS.keys() >= {*names} - {*SETS}) as (done, slow):
         for one in write_explanations(
             loaded, pictures, out, methods=names, layer=layer, utility=utility, target=target, top=top, seed=seed,
-            batch=batch, samples=samples, progress=slow,
+            batch=batch, samples=samples, progress=slow, budget=budget,
         ):  # fmt: skip
             done()
             failed += one.failed
@@ -111,6 +114,7 @@ def compare(
     utilities: str = "rest",
     maps: bool = False,
     masking: Literal["normalised", "raw"] = "normalised",
+    budget: int | None = None,
     preprocess: Literal["own", "paper"] = "own",
     seed: int = 0,
     device: str = "cpu",
@@ -123,7 +127,7 @@ def compare(
         Files of any format that Pillow reads.
     out
         The file to write: .png, .pdf or .svg.
-    model, weights, layer, preprocess, device
+    model, weights, layer, budget, preprocess, device
         As in `explain`.
     methods
         Names that `shapleycam methods` lists, FakeCAM or Gaussian, with commas; or "paper" or "all".
@@ -140,12 +144,17 @@ def compare(
     """
     from .figures import draw_pictures
     from .network.zoo import load_model
+    from .progress import explaining
+    from .searches import SEARCHES
 
+    names, classes, several = names_in(methods), names_in(targets), names_in(utilities)
     loaded = load_model(model, weights=weights, preprocess=preprocess, seed=seed, device=device)
-    failed = draw_pictures(
-        loaded, pictures, out, methods=names_in(methods), targets=names_in(targets), layer=layer, utilities=names_in(utilities),
-        masking=masking, maps=maps, seed=seed,
-    )  # fmt: skip
+    rows = len(pictures) * len(classes) * len(several)
+    with explaining(rows, not SEARCHES.keys().isdisjoint(names)) as (done, slow):
+        failed = draw_pictures(
+            loaded, pictures, out, methods=names, targets=classes, layer=layer, utilities=several, masking=masking, maps=maps,
+            seed=seed, done=done, progress=slow, budget=budget,
+        )  # fmt: skip
     sys.stdout.write(f"{out}\n")
     sys.stderr.write("".join(f"{each}\n" for each in failed))
     return int(bool(failed))

@@ -41,6 +41,7 @@ def explain(
     samples: int = 0,
     level: float = 0.15,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Explanation: ...
 
 
@@ -64,6 +65,7 @@ def explain(
     samples: int = 0,
     level: float = 0.15,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Layered: ...
 
 
@@ -86,6 +88,7 @@ def explain(
     samples: int = 0,
     level: float = 0.15,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Explanation | Layered:
     """Heatmaps of what a classifier looked at: one forward pass, and one or two backward passes behind the cut.
 
@@ -131,6 +134,8 @@ def explain(
         its standard deviation as a share of the image's range, and `deviations` has the spread. 0 for the image itself.
     progress
         Told now and then how much of a slow method is done, of how much.
+    budget
+        Forward passes an image that RISE and KernelSHAP may spend; 4,000 each if None.
 
     Raises
     ------
@@ -157,7 +162,7 @@ def explain(
         one = partial(
             explain, model, images, methods=methods, layout=layout, output=output, targets=targets, utility=utility,
             nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed, keys=keys, create_graph=create_graph,
-            samples=samples, level=level, progress=progress,
+            samples=samples, level=level, progress=progress, budget=budget,
         )  # fmt: skip
         if not layer:
             raise ValueError("layer is an empty list; expected one or more layers, or None")
@@ -172,7 +177,7 @@ def explain(
     cut = cut_network(model, layer, layout, given, output)
     path, keyed = Nodes(nodes, tolerance, max(nodes, max_nodes)), resolve_keys(keys, given)
     found = expand_images(cut, given, names, targets, named[1], keyed, seed, nodes=path, create_graph=create_graph)
-    explanations = explanations_of(cut, given, names, named[1], keyed, seed, *found, progress)
+    explanations = explanations_of(cut, given, names, named[1], keyed, seed, *found, progress, budget)
     out = explained(model, cut, given, explanations, named, *found, path)
     if samples:
         if not isinstance(given, Tensor):
@@ -180,7 +185,7 @@ def explain(
         again = partial(
             explain, model, methods=names, layer=out.layer.name, layout=out.layer.as_layout, output=output,
             targets=out.targets, utility=utility, nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed,
-            keys=[str(each) for each in keyed().tolist()] if keys is None else keys,
+            keys=[str(each) for each in keyed().tolist()] if keys is None else keys, budget=budget,
         )  # fmt: skip
         smooth = smoothed(
             lambda some: again(some).explanations,

@@ -1,6 +1,6 @@
 """Figures that set methods side by side, as Figs. 1 and 3 to 6 of the paper do, of anybody's pictures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from .gallery import find_target
 from .measurement import Measurements, measure
 from .network.pictures import RGB, PictureError
 from .network.zoo import Model
+from .playground import Progress
 from .render import blend
 from .scoring import Masking, background, masked
 from .theory import metrics
@@ -70,12 +71,15 @@ def draw_pictures(
     masking: Masking = "normalised",
     maps: bool = False,
     seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+    progress: Progress | None = None,
+    budget: int | None = None,
 ) -> tuple[str, ...]:
     """Compare pictures, see `compare`, and draw the figure into a file, see `write_figure`; gives what failed."""
     _check_kind(out)
     comparison = compare(
         model, pictures, methods=methods, targets=targets, layer=layer, utilities=utilities, masking=masking, maps=maps,
-        seed=seed,
+        seed=seed, done=done, progress=progress, budget=budget,
     )  # fmt: skip
     write_figure(comparison, out)
     return comparison.failed
@@ -92,6 +96,9 @@ def compare(
     masking: Masking = "normalised",
     maps: bool = False,
     seed: int = 0,
+    done: Callable[[], object] = lambda: None,
+    progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Comparison:
     """A row for each picture, target and utility, a column for each method, the picture's own ADCC x 100 in the corner.
 
@@ -102,6 +109,10 @@ def compare(
     ----------
     targets
         Each an index, a wnid, a class name, "least", or "predicted".
+    done
+        Called once a picture, target and utility is measured.
+    progress, budget
+        As in `explain`; a slow method is asked three times for each of these.
 
     Raises
     ------
@@ -125,8 +136,9 @@ def compare(
         for target, utility in product(wanted, dict.fromkeys(utilities)):
             found = measure(
                 model, images, methods=methods, layer=layer, targets=wanted[target], utility=utility, masking=masking,
-                seed=seed,
+                seed=seed, progress=progress, budget=budget,
             )  # fmt: skip
+            done()
             said = (
                 *([Path(picture).stem] if len(pictures) > 1 else []),
                 model.class_names[int(found.targets)],

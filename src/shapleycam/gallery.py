@@ -49,6 +49,7 @@ def write_explanations(
     batch: int = 8,
     samples: int = 0,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Iterator[Written]:
     """Explain pictures into `out`, a folder for each: yields as they are written, in their order.
 
@@ -81,7 +82,7 @@ def write_explanations(
     def asked(images: Tensor, targets: int | str | Tensor | None) -> Explanation:
         return explain(
             model, images.to(device), methods=methods, layer=layer, utility=utility, targets=targets, seed=seed,
-            samples=samples, progress=progress,
+            samples=samples, progress=progress, budget=budget,
         )  # fmt: skip
 
     for start in range(0, len(pictures), batch):

@@ -15,6 +15,7 @@ from .network.expand import expand
 from .network.inputs import Output
 from .network.layout import Axes, Layout
 from .network.zoo import Model
+from .playground import Progress
 from .sanity import outlasting
 from .scoring import MORE, Masking, Scoring, background, resolve_metrics
 from .searches import SEARCHES
@@ -90,6 +91,8 @@ def measure(
     infer: Callable[[Tensor], Tensor] | None = None,
     metrics: str | Iterable[str] = (),
     randomised: nn.Module | None = None,
+    progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Measurements:
     """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
 
@@ -139,12 +142,13 @@ def measure(
     named = resolve_utility(utility)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
-    out, discrimination = _explained_twice(model, cut, images, maps, targets, named, keyed, seed)
+    out, discrimination = _explained_twice(model, cut, images, maps, targets, named, keyed, seed, (progress, budget))
     plain = cut.inference()
     more = {name: MORE[name] for name in asked if name in MORE}
     scoring = Scoring(
-        names, images, behind, cut.kept(), infer or plain, named[1], keyed, seed, out, tuple(more.values()), plain
-    )
+        names, images, behind, cut.kept(), infer or plain, named[1], keyed, seed, out, tuple(more.values()), plain,
+        (progress, budget),
+    )  # fmt: skip
     kept, deleted, coherency, complexity, *others = scoring.table().mT
     full = probability(out.logits, out.targets)
 
@@ -153,7 +157,9 @@ def measure(
 
     beside = dict(zip(more, others, strict=True))
     if "randomisation" in asked:
-        lasting = outlasting(model, images, out, randomised, output=output, utility=utility, seed=seed, keys=keys)
+        lasting = outlasting(
+            model, images, out, randomised, output=output, utility=utility, seed=seed, keys=keys, budget=budget
+        )
         beside["randomisation"] = column({name: each.nan_to_num(0) for name, each in lasting.items()})
     apart = column(discrimination)
     extra = {name: beside[name] for name in asked}
@@ -169,6 +175,7 @@ def _explained_twice(
     utility: tuple[str, Utility],
     keys: Callable[[], Tensor],
     seed: int,
+    searching: tuple[Progress | None, int | None],
 ) -> tuple[Explanation, dict[str, Utilities]]:
     """The explanation, and for each method how alike its maps for the class explained and the least likely one are."""
     forward, classes, expansion = expand_images(cut, images, names, targets, utility[1], keys, seed, again=True)
@@ -178,9 +185,11 @@ def _explained_twice(
         assert expansion.noise is not None
         return expansion.noise
 
-    explanations = explanations_of(*given, classes, expansion)
+    explanations = explanations_of(*given, classes, expansion, *searching)
     other = opposite(forward.logits.detach(), classes)
-    unlike = explanations_of(*given, other, expand(forward, other, utility[1], ingredients_of(names), noise))
+    unlike = explanations_of(
+        *given, other, expand(forward, other, utility[1], ingredients_of(names), noise), *searching
+    )
     out = explained(model, cut, images, explanations, utility, forward, classes, expansion)
     both = explanations, unlike
     return out, {n: pearson(*(each[n].relu().flatten(1) for each in both)).nan_to_num(0) for n in names}

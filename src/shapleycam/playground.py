@@ -44,6 +44,8 @@ class Playground:
     room: int = 2**21
     """Numbers of images or maps that are handed to the network at a time: bounds memory."""
     progress: Progress | None = None
+    budget: int | None = None
+    """Forward passes an image that methods which sample may spend; None for as many as they take by themselves."""
 
     @property
     def images(self) -> Images:
@@ -116,8 +118,17 @@ def play_with(
     seed: int = 0,
     room: int = 2**21,
     progress: Progress | None = None,
+    budget: int | None = None,
 ) -> Playground:
-    """A playground on private copies of a cut network; without `keys`, checksums of the images name them."""
+    """A playground on private copies of a cut network; without `keys`, checksums of the images name them.
+
+    Raises
+    ------
+    ValueError
+        For a budget of less than one pass.
+    """
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget is {budget}, expected a number of forward passes an image, some thousands, or None")
     with torch.inference_mode(False):
         copy = twin(cut.module, {})
         targets = targets.clone()  # one made in inference mode could not be saved for a backward pass
@@ -127,4 +138,6 @@ def play_with(
             return logits_of(call(copy, some), len(some), cut.output)
 
     named = keys or (lambda: checksums(images if isinstance(images, Tensor) else images.images))
-    return Playground(forward, images.detach(), targets, utility, cut.inference(), network, named, seed, room, progress)
+    return Playground(
+        forward, images.detach(), targets, utility, cut.inference(), network, named, seed, room, progress, budget
+    )

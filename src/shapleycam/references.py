@@ -1,6 +1,7 @@
 """Attributions on the input that are no CAMs, to compare with: Integrated Gradients, RISE and KernelSHAP on superpixels."""
 
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +16,10 @@ from .theory.shapley import Coalitions, by_kernel
 
 _STREAM = 2**17
 """Of random numbers; explaining and smoothing have streams below."""
+BUDGET = 4000
+"""Forward passes an image that a method takes which is not told how many."""
+SUPERPIXELS, LEAST = 49, 80
+"""The most superpixels that are played unless others are given, and the fewest passes for each."""
 
 
 @undisturbed
@@ -50,22 +55,28 @@ def integrated_gradients(play: Playground, *, nodes: int = 50, baseline: Images 
 
 
 @undisturbed
-def rise(play: Playground, *, masks: int = 4000, cells: int = 7, share: float = 0.5) -> Heatmaps:
+def rise(play: Playground, *, masks: int | None = None, cells: int = 7, share: float = 0.5) -> Heatmaps:
     """The mean of U(x * M) M over random masks M, over their mean `share`, as Petsiuk et al. 2018.
 
     A mask is a grid of `cells` x `cells` that are on with probability `share`, enlarged, and moved by less than a cell; an
     image's masks hang on its key and the seed only. The source's U is a probability; a utility that
-    falls below 0 is lifted until it does not, for a pixel's mean says nothing by itself. Costs `masks` forward passes.
+    falls below 0 is lifted until it does not, for a pixel's mean says nothing by itself. Costs `masks` forward passes, None for
+    the playground's budget, or 4,000.
 
     Raises
     ------
     ValueError
         For no mask, no cell, or a share that is not between 0 and 1; for images that are not (b, channels, H, W).
     """
-    if masks < 1 or cells < 1 or not 0 < share < 1 or play.images.ndim != 4:
+    masks = (play.budget or BUDGET) if masks is None else masks
+    if play.images.ndim != 4:
         raise ValueError(
-            f"got masks={masks}, cells={cells}, share={share} for images of shape {tuple(play.images.shape)}, expected masks "
-            "and cells of 1 or more, a share between 0 and 1, and images (b, channels, H, W)"
+            f"RISE lays masks on pictures (b, channels, H, W), got images of shape {tuple(play.images.shape)}; KernelSHAP takes "
+            "signals and volumes too"
+        )
+    if masks < 1 or cells < 1 or not 0 < share < 1:
+        raise ValueError(
+            f"got masks={masks}, cells={cells}, share={share}, expected masks and cells of 1 or more, and a share between 0 and 1"
         )
     b, size = len(play.images), (play.images.shape[2], play.images.shape[3])
     drawn = (uniform(play.keys(), masks * (cells**2 + 2), play.seed, _STREAM) + 1) / 2
@@ -106,19 +117,25 @@ def masks_of(drawn: Float[Tensor, "k d"], size: tuple[int, int], share: float) -
 
 @undisturbed
 def kernel_shap(
-    play: Playground, *, superpixels: int | Int64[Tensor, "H W"] = 7, budget: int = 4000, tolerance: float = 0.0
-) -> Heatmaps:
+    play: Playground,
+    *,
+    superpixels: int | Int64[Tensor, "*p"] | None = None,
+    budget: int | None = None,
+    tolerance: float = 0.0,
+) -> Float[Tensor, "b *p"]:
     """Shapley values of superpixels by KernelSHAP (Lundberg and Lee 2017), each shared evenly by its pixels.
 
-    A superpixel that does not play is zero, the mean colour. They add up to U(x) - U(0). Superpixels are a grid of g x g, or
-    a map of labels. Costs up to `budget` forward passes an image, and no fewer than 80 a superpixel.
+    A superpixel that does not play is zero, the mean colour. They add up to U(x) - U(0). Superpixels are a grid of g cells a
+    side, segments of signals and blocks of volumes too, or a map of labels; None for as many as the budget pays for, 7 x 7 of
+    4,000. Costs up to `budget` forward passes an image, None for the playground's or 4,000, and no fewer than 80 a superpixel.
 
     Raises
     ------
     ValueError
-        For superpixels that do not fit the images.
+        For superpixels that do not fit the images, and a budget that does not pay for two a side.
     """
-    labels = _labels(superpixels, tuple(play.images.shape[2:])).to(play.images.device)
+    budget, size = (play.budget or BUDGET) if budget is None else budget, tuple(play.images.shape[2:])
+    labels = _labels(_side(budget, size) if superpixels is None else superpixels, size).to(play.images.device)
     found, b = [], len(play.images)
     for i in range(b):
         game = Superpixels(play, i, labels)
@@ -138,7 +155,7 @@ class Superpixels:
 
     play: Playground
     image: int
-    labels: Int64[Tensor, "H W"]
+    labels: Int64[Tensor, "*p"]
     """Which player each pixel belongs to, from 0 on."""
 
     @property
@@ -154,10 +171,20 @@ class Superpixels:
         return torch.cat(found) if found else image.new_empty(0)
 
 
+def _side(budget: int, size: tuple[int, ...]) -> int:
+    """How many superpixels a side a budget pays for, at most as many as cells of 7 x 7."""
+    side = int((min(SUPERPIXELS, budget // LEAST) + 0.5) ** (1 / len(size)))
+    if side < 2:
+        raise ValueError(
+            f"the budget is {budget}, expected {LEAST * 2 ** len(size)} or more: KernelSHAP spends {LEAST} passes a superpixel"
+        )
+    return min(side, *size)
+
+
 def _labels(superpixels: int | Tensor, size: tuple[int, ...]) -> Tensor:
-    if isinstance(superpixels, int) and len(size) == 2 and 1 <= superpixels <= min(size):
-        down, across = (torch.arange(side) * superpixels // side for side in size)
-        return down[:, None] * superpixels + across
+    if isinstance(superpixels, int) and 1 <= superpixels <= min(size):
+        places = (torch.arange(side) * superpixels // side for side in size)
+        return reduce(lambda labels, place: labels[..., None] * superpixels + place, places)
     if isinstance(superpixels, Tensor) and tuple(superpixels.shape) == size and not superpixels.is_floating_point():
         labels: Tensor = superpixels.unique(return_inverse=True)[1]
         return labels

@@ -94,6 +94,7 @@ def outlasting(
     utility: str | Utility = "rest",
     seed: int = 0,
     keys: Sequence[str] | None = None,
+    budget: int | None = None,
 ) -> dict[str, Utilities]:
     """For each method Spearman's rank correlation of an explanation's heatmaps and those of the network with other weights.
 
@@ -108,7 +109,7 @@ def outlasting(
         return {}
     out = explain(
         other, images, methods=names, layer=layer.name, layout=layer.as_layout, output=output, targets=trained.targets,
-        utility=utility, seed=seed, keys=keys,
+        utility=utility, seed=seed, keys=keys, budget=budget,
     )  # fmt: skip
     return {name: spearman(*(each.heatmaps[name].flatten(1) for each in (trained, out))) for name in names}
 

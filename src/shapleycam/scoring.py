@@ -14,6 +14,7 @@ from .curves import deletion, insertion
 from .imputation import road
 from .network.cut import CutNetwork
 from .network.zoo import Model
+from .playground import Progress
 from .theory import metrics
 from .theory.axes import Heatmaps, Images, Targets, Utilities
 from .theory.baselines import BASELINES
@@ -86,6 +87,8 @@ class Scoring:
     more: tuple[Metric, ...]
     plain: Callable[[Tensor], Tensor]
     """Logits of images, for `more`."""
+    searching: tuple[Progress | None, int | None] = (None, None)
+    """Progress and budget of what is in `SEARCHES`."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -118,7 +121,9 @@ class Scoring:
         names = [name for i in which.unique().tolist() if (name := self.names[i]) not in BASELINES]
         keys, utility = (lambda: self.keys()[place]), self.utility
         forward, _, expansion = expand_images(self.cut, kept, names, targets, utility, keys, self.seed, stream=1)
-        found = explanations_of(self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion)
+        found = explanations_of(
+            self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion, *self.searching
+        )
         again = self._each_by_its_method(which, found.__getitem__)
         return probability(forward.logits.detach(), targets), again
 

@@ -124,6 +124,14 @@ def test_more_metrics_are_columns_that_hold_what_measure_gives_for_each_picture_
     assert len({row["randomisation"] for row in rows}) > PICTURES
 
 
+def test_rows_of_rise_keep_to_the_budget(planned: Planned, pictures: Path) -> None:
+    model = tiny.network()
+    for row in finish(planned(layers="conv", methods="RISE", budget=30)).to_pylist():
+        given: dict[str, Any] = {"methods": "RISE", "layer": "conv", "keys": [row["picture"]], "budget": 30}
+        found = measure(model, model.preprocess(pictures / row["picture"]), **given)
+        assert row["kept"] == pytest.approx(float(found.kept), abs=1e-5)
+
+
 def test_weights_are_drawn_anew_once_for_a_network(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     monkeypatch.setattr("shapleycam.bench.loaded.redrawn", lambda module, seed: drawn.append(seed) or deepcopy(module))
@@ -383,6 +391,7 @@ def test_nan_from_a_network_is_a_row_with_the_reason_and_spares_its_neighbours(
         ({"baselines": True}, 'methods is .*"FakeCAM", "Gaussian"'),
         ({"part": 5}, "part is 5, there 4"),
         ({"masking": "raw"}, 'masking is "raw", there "normalised"'),
+        ({"budget": 30}, "budget is 30, there null"),
         ({"metrics": "road,deletion"}, r'metrics is \["deletion", "road"\], there null'),
     ],
 )

@@ -112,7 +112,7 @@ def _measure(
         measure(
             loaded.model, images, methods=some, layer=layer, targets=targets, utility=unit.utility, masking=c.masking,
             seed=c.seed, keys=names, infer=loaded.infer, metrics=c.metrics,
-            randomised=loaded.randomised if "randomisation" in c.metrics else None,
+            budget=c.budget, randomised=loaded.randomised if "randomisation" in c.metrics else None,
         )
         for some, layer in ((first, unit.layer), (second, elsewhere))
         if some

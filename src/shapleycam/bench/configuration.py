@@ -48,6 +48,8 @@ class Configuration:
     metrics: tuple[str, ...] = ()
     """insertion, deletion, road, beside the paper's metrics, for 102, 102 and 19 forward passes a heatmap; and randomisation, for
     one a picture."""
+    budget: int | None = None
+    """Forward passes a picture that RISE and KernelSHAP may spend each time; 4,000 if not given."""
 
     def __post_init__(self) -> None:
         for name in ("models", "layers", "utilities", "methods"):
@@ -60,16 +62,19 @@ class Configuration:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
         if self.fidelity < 0:
             raise ValueError(f"fidelity is {self.fidelity}, expected a number of coalitions, some thousands, or 0")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget is {self.budget}, expected a number of forward passes, at least 1")
         if self.part < 1:
             raise ValueError(f"part is {self.part}, expected a number of pictures, at least 1")
 
     def facts(self, methods: Sequence[str], pictures: dict[str, Any]) -> dict[str, Any]:
         """What `run.json` holds, and the hash is made of: sets of methods by their names, pictures by their checksum."""
-        apart = ("labels", "baselines", "metrics")
+        apart = ("labels", "baselines", "metrics", "budget")
         own = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in apart}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
-        # Without any the hash is what it was before there were any, so that older runs can be gone on with.
-        more = {"metrics": sorted(self.metrics)} if self.metrics else {}
+        # Without these the hash is what it was before there were any, so that older runs can be gone on with.
+        more: dict[str, Any] = {"metrics": sorted(self.metrics)} if self.metrics else {}
+        more |= {} if self.budget is None else {"budget": self.budget}
         return {**plain, "methods": list(methods), "pictures": pictures, **more}
 
 
