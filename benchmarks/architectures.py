@@ -4,7 +4,7 @@ Weights are random (drawn as `weights="random"` does), images are noise. A netwo
 gradient at the layer that was chosen is not zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import shapleycam as sc
-from shapleycam.network.weights import randomise
+from shapleycam.network.weights import draw
 
 TIMM = [
     "beit_base_patch16_224", "halonet_h1", "test_byobnet", "cait_xxs24_224", "coat_tiny", "convit_tiny",
@@ -88,7 +88,7 @@ def of_the_zoo(name: str) -> Row:
 def _video() -> Row:
     from torchvision.models.video import r3d_18
 
-    return explained("torchvision r3d_18 (volumes)", _drawn(r3d_18), noise(3, 8, 64, 64))
+    return explained("torchvision r3d_18 (volumes)", _drawn(r3d_18, (3, 8, 64, 64)), noise(3, 8, 64, 64))
 
 
 def _signal() -> Row:
@@ -98,7 +98,7 @@ def _signal() -> Row:
             nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 5),
         )  # fmt: skip
 
-    return explained("convolutions in 1-D (signals)", _drawn(network), noise(2, 400))
+    return explained("convolutions in 1-D (signals)", _drawn(network, (2, 400)), noise(2, 400))
 
 
 def _hugging_face(kind: str) -> Row:
@@ -115,14 +115,14 @@ def _hugging_face(kind: str) -> Row:
     config = getattr(transformers, f"{kind}Config")(**options[kind], num_labels=7)
     network = getattr(transformers, f"{kind}ForImageClassification")
     images = {"pixel_values": noise(3, 64, 64)}
-    return explained(f"transformers {kind}ForImageClassification", _drawn(lambda: network(config)), images)
+    return explained(f"transformers {kind}ForImageClassification", _drawn(lambda: network(config), (3, 64, 64)), images)
 
 
-def _drawn(make: Callable[[], nn.Module]) -> nn.Module:
+def _drawn(make: Callable[[], nn.Module], shape: Sequence[int]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         module = make()
-    randomise(module, 0)
-    return module.eval()
+    draw(module, shape, 0)
+    return module
 
 
 OTHERS: Mapping[str, Callable[[], Row]] = {

@@ -24,7 +24,7 @@ from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.loaded import Loaded, load
 from shapleycam.bench.planned import Plan, plan
 from shapleycam.bench.run import measured
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 
 
 def tiny() -> Model:

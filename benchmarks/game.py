@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import shapleycam as sc
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 
 from .clock import ratios
 

@@ -16,7 +16,8 @@ import shapleycam as sc
 from shapleycam.cli import app
 from shapleycam.figures import Comparison, Row, Tile, compare, draw, draw_pictures, write_figure
 from shapleycam.network.preprocess import Preprocess
-from shapleycam.network.zoo import Model, randomise
+from shapleycam.network.weights import randomise
+from shapleycam.network.zoo import Model
 
 H, W = 48, 64
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import shapleycam as sc
 from shapleycam.network.preprocess import Preprocess
-from shapleycam.network.weights import randomise
+from shapleycam.network.weights import calibrate, randomise
 from shapleycam.network.zoo import Model
 from shapleycam.scoring import masked
 from shapleycam.theory.draws import checksums, key, uniform
@@ -404,6 +404,7 @@ def test_randomisation_is_the_rank_correlation_with_the_heatmap_of_the_network_d
     assert list(found.more) == ["randomisation", "road"]
     again = copy.deepcopy(net)
     randomise(again, 7)
+    calibrate(again, (3, 12, 16))
     for i in range(3):
         expected = 1.0
         if method != "FakeCAM":
@@ -423,12 +424,14 @@ def test_randomisation_costs_one_pass_whatever_the_number_of_methods() -> None:
             sc.measure(net, images(), layer="2", methods="paper", **options)
         return sum(seen)
 
-    assert passed(metrics="randomisation") - passed() == 3
+    assert passed(metrics="randomisation", randomised=network()) == passed()
+    assert passed(metrics="randomisation") - passed() == 3 + 4  # drawing weights takes a pass of four pictures
 
 
 def test_randomisation_of_a_random_network_draws_other_weights() -> None:
     net = network()
     randomise(net, 0)
+    calibrate(net, (3, 12, 16))
     found = sc.measure(net, images(), layer="2", methods="GradCAM", metrics="randomisation")
     assert float(found.more["randomisation"].max()) < 0.99
 

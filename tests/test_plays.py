@@ -11,7 +11,7 @@ from torch import nn
 import shapleycam as sc
 from shapleycam import Model, Preprocess
 from shapleycam.cli import main
-from shapleycam.network.zoo import randomise
+from shapleycam.network.weights import randomise
 from shapleycam.plays import HEAD, NEED, REDUNDANT, draw_interactions, play_pictures
 
 NAMES = ("axolotl", "boxer", "crane", "dipper", "egret")

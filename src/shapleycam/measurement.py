@@ -113,7 +113,7 @@ def measure(
         Spearman's rank correlation of the heatmap and that of the network with all its weights drawn anew, in [-1, 1]; lower
         is better, for what is left had no part in what was learned. It is 0 where either map is constant, 1 for
         baselines; the last step of the cascade of Adebayo et al. 2018, all of which is in `randomisation`. Costs explaining
-        once more: a forward pass, and passes over the tail.
+        once more, a forward pass and passes over the tail, and a pass of four images to draw the weights.
     randomised
         The network with other weights that "randomisation" compares with; None draws them from seed + 1 as `load_model(...,
         weights="random")` does, on a copy that is dropped after the call.

@@ -15,6 +15,7 @@ from .network.cut import CutNetwork
 from .network.inputs import Output
 from .network.layout import Axes, Layout
 from .network.twin import twin, unwrap
+from .network.weights import draw as draw_weights
 from .network.weights import randomise
 from .network.zoo import Model
 from .theory.agreement import spearman
@@ -102,7 +103,7 @@ def outlasting(
     from the seed gets others.
     """
     if randomised is None:
-        randomised = redrawn(model.module if isinstance(model, Model) else model, seed + 1)
+        randomised = redrawn(model.module if isinstance(model, Model) else model, images.shape[1:], seed + 1)
     other = replace(model, module=randomised) if isinstance(model, Model) else randomised
     names, layer = tuple(trained.explanations), trained.layer
     if not names:
@@ -114,11 +115,15 @@ def outlasting(
     return {name: spearman(*(each.heatmaps[name].flatten(1) for each in (trained, out))) for name in names}
 
 
-def redrawn(module: nn.Module, seed: int) -> nn.Module:
-    """A copy of a network with all weights drawn anew, as `load_model(..., weights="random")` draws them."""
-    with torch.inference_mode(False), torch.no_grad():
-        copy = deepcopy(unwrap(module))
-    randomise(copy, seed)
+def redrawn(module: nn.Module, shape: Sequence[int], seed: int) -> nn.Module:
+    """A copy of a network for images of a shape (channels, H, W), all its weights drawn as weights="random" draws them."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(next(module.parameters()).device.type, enabled=False),
+    ):
+        copy = deepcopy(unwrap(module)).eval()
+        draw_weights(copy, shape, seed)
     return copy
 
 

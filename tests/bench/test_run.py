@@ -134,7 +134,9 @@ def test_rows_of_rise_keep_to_the_budget(planned: Planned, pictures: Path) -> No
 
 def test_weights_are_drawn_anew_once_for_a_network(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    monkeypatch.setattr("shapleycam.bench.loaded.redrawn", lambda module, seed: drawn.append(seed) or deepcopy(module))
+    monkeypatch.setattr(
+        "shapleycam.bench.loaded.redrawn", lambda module, shape, seed: drawn.append(seed) or deepcopy(module)
+    )
     rows = finish(planned(methods="GradCAM", metrics="randomisation", batch="3", seed=4)).to_pylist()
     assert drawn == [5]
     assert {round(row["randomisation"], 5) for row in rows} == {0.0, 1.0}  # 0 where a heatmap is blank

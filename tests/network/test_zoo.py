@@ -1,5 +1,6 @@
 """The zoo: every entry against the network that it names, and weights of every origin, found, read or refused."""
 
+import copy
 import inspect
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 import shapleycam
 from shapleycam.network import weights as weights_module
-from shapleycam.network.weights import WeightsError, randomise
+from shapleycam.network.weights import WeightsError, calibrate, randomise
 from shapleycam.network.zoo import ZOO, Model, load_model
 
 CAT = Path(shapleycam.__file__).parent / "data" / "cat.jpg"
@@ -181,6 +182,53 @@ def test_a_random_matrix_keeps_the_variance_of_what_goes_through() -> None:
     linear = nn.Linear(400, 300)
     randomise(linear, 0)
     assert float(linear.weight.detach().std()) == pytest.approx(400**-0.5, rel=0.02)
+
+
+LARGE = ("resnet101", "resnet152", "swin_s", "swin_b", "swin_l", "vgg16")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.large) if name in LARGE else name for name in ZOO]
+)
+def test_the_logits_of_random_networks_hang_on_the_picture(name: str) -> None:
+    model = load_model(name, weights="random")
+    with torch.no_grad():
+        logits = model.module(model.preprocess([CAT, COFFEE]))
+    assert 0.1 < float(logits.std()) < 5
+    assert float((logits[0] - logits[1]).std()) > 0.03 * float(logits.std())
+
+
+def test_calibrated_layers_put_out_about_one_in_the_mean_square_by_powers_of_two() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.SiLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 40),
+    ).eval()  # fmt: skip
+    randomise(net, 0)
+    before = copy.deepcopy(net)
+    calibrate(net, (3, 12, 16))
+    x = nn.functional.interpolate(
+        torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), (12, 16), mode="bilinear"
+    )
+    found: list[float] = []
+    with torch.no_grad():
+        for i, layer in enumerate(net):
+            x = layer(x)
+            found += [float(x.square().mean())] if i in (0, 3, 7) else []
+            if i in (0, 3, 7):
+                scales = layer.weight / before[i].weight
+                assert float(scales.amin()) == float(scales.amax())
+                assert float(scales.flatten()[0].log2()).is_integer()
+    assert all(0.5 < square < 2 for square in found)
+    assert not any(each._forward_hooks for each in net)
+
+
+def test_random_weights_are_the_same_whatever_the_number_of_threads(resnet18: Model) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert load_model("resnet18", weights="random").weights_hash == resnet18.weights_hash
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

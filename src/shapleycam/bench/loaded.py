@@ -52,7 +52,7 @@ class Loaded:
     @cached_property
     def randomised(self) -> nn.Module:
         """The network with other weights, as `measure` would draw them for each batch."""
-        return redrawn(self.model.module, self.seed + 1)
+        return redrawn(self.model.module, (3, *self.model.input_size), self.seed + 1)
 
     def formatted(self, images: Tensor) -> Tensor:
         """The same images in the memory format."""

