@@ -506,6 +506,27 @@ REFUSED = {
 }
 
 
+class Calling:
+    """A function that nobody can look into."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.before = network.forward
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.before(x)
+
+
+@pytest.mark.parametrize("layer", ["0", None])
+def test_a_forward_that_runs_the_network_itself_is_named(layer: str | None) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), *mean_head(4))
+    network.forward = Calling(network)
+    words = (
+        r"the forward of Sequential was replaced on the instance by something that runs the network itself, .*del model"
+    )
+    with pytest.raises(ValueError, match=words):
+        explain(network, images(), layer=layer)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_layer_without_unambiguous_maps_is_refused_by_name(name: str) -> None:
     network, layer, words = REFUSED[name]

@@ -213,6 +213,19 @@ def compiled_inside() -> nn.Module:
     return network
 
 
+def closed_over() -> nn.Module:
+    """A forward replaced twice by functions that captured what they replace, as notebooks and wrappers do it."""
+    network = Twice()
+    before, body = network.forward, [network.body]
+
+    def forward(x: Tensor, *, factor: float = 2.0, whole: nn.Module = network) -> Tensor:
+        return factor * before(x) + whole.squash(body[0](x))
+
+    network.forward = forward
+    network.forward = lambda x, again=network.forward: again(-x, factor=3.0)
+    return network
+
+
 NETWORKS = (
     Plain,
     InAList,
@@ -232,6 +245,7 @@ NETWORKS = (
     own_parametrization,
     data_parallel_inside,
     compiled_inside,
+    closed_over,
 )
 
 
@@ -317,6 +331,23 @@ def test_hook_runs_as_often_as_its_module(make: Callable[[], nn.Module]) -> None
         counts.append((len(found), len(expected)))
     assert counts
     assert all(found == expected >= 1 for found, expected in counts)
+
+
+def test_what_a_function_captures_beside_modules_stays_the_users() -> None:
+    network, seen, count = built(Plain).eval(), [], 0
+    before = network.forward
+
+    def forward(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        seen.append(x)
+        return before(x)
+
+    network.forward = forward
+    twin(network, {})(IMAGES)
+    assert (count, len(seen)) == (1, 1)
+    assert network.forward is forward
+    assert forward.__closure__[0].cell_contents == before
 
 
 def renumber(hooks: dict[int, Any]) -> None:
@@ -452,7 +483,7 @@ def test_modules_inside_wrappers_are_found() -> None:
     assert unwrap(nn.DataParallel(torch.compile(nn.DataParallel(body), backend="eager"))) is body
 
 
-@pytest.mark.parametrize("how", ["wrapped", "in place", "a part of it"])
+@pytest.mark.parametrize("how", ["wrapped", "in place", "its forward", "a part of it"])
 def test_compiled_code_does_not_run_in_the_copy(how: str) -> None:
     def refuse(graph: object, inputs: object) -> Callable[..., object]:
         raise AssertionError("the compiler was called")
@@ -463,6 +494,8 @@ def test_compiled_code_does_not_run_in_the_copy(how: str) -> None:
         network = torch.compile(network, backend=refuse)
     elif how == "in place":
         network.compile(backend=refuse)
+    elif how == "its forward":
+        network.forward = torch.compile(network.forward, backend=refuse)
     else:
         network.body.conv.compile(backend=refuse)
         network.body = torch.compile(network.body, backend=refuse)

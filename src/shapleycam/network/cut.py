@@ -18,7 +18,7 @@ from ..theory.cams import nearest
 from .inputs import Given, Output, call, logits_of, size_of
 from .layout import Axes, Facts, Layout, TargetLayer, as_layout, maps_last, place
 from .tail import Log, Tail
-from .twin import twin, unwrap
+from .twin import replaced, twin, unwrap
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class CutNetwork:
 
     def _runs(self, runs: int, images: Given) -> str:
         if runs == 0:
-            return f"layer {self.name!r} did not run in a forward pass of the network; {self._suitable(images)}"
+            why = replaced(self.module) or self._suitable(images)
+            return f"layer {self.name!r} did not run in a forward pass of the network; {why}"
         return (
             f"layer {self.name!r} ran {runs} times in one forward pass, so its activation maps are ambiguous; "
             f"name a layer that runs once, such as the block that holds it; {self._suitable(images)}"

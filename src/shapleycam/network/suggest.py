@@ -14,7 +14,7 @@ from ..theory.utility import UTILITIES
 from .cut import CompositeAttention, named_layers
 from .inputs import Given, Inputs, Output, call, logits_of, size_of
 from .layout import Facts, TargetLayer, fits, maps_last, place
-from .twin import twin, unwrap
+from .twin import replaced, twin, unwrap
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
@@ -59,8 +59,12 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
     if not ranked or not ranked[0].gradient:
         raise ValueError(
             f"no layer of {type(module).__name__} puts out maps of more than one position on which the prediction depends, so "
-            "there is nothing to explain by position; name one with layer= and say how to read it with layout=sc.Layout(...). A "
-            "head whose weights are all zero, as some networks have before they are trained, depends on nothing"
+            "there is nothing to explain by position; "
+            + (
+                replaced(module)
+                or "name one with layer= and say how to read it with layout=sc.Layout(...). A head whose weights are all zero, "
+                "as some networks have before they are trained, depends on nothing"
+            )
         )
     return ranked
 

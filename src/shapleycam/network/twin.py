@@ -1,9 +1,11 @@
 """A private copy of a module tree: the user's model gets no hook, no mode change and no lock."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
+from itertools import islice
 from operator import itemgetter
-from types import MappingProxyType, MethodType
+from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 from weakref import ref
 
@@ -31,6 +33,7 @@ _PURE = frozenset(
 )
 _PURE_FILES = {f"timm.layers.{name}" for name in ("activations", "drop", "mlp", "norm", "norm_act")}
 """PyTorch's and timm's own layers, which in eval mode write nothing to themselves."""
+_COMPILED = "_torchdynamo_orig_callable"
 _PLAIN = {bool, int, float, str, type(None), torch.Size}
 _HOLDING_NOTHING = _PLAIN | {torch.Tensor, nn.Parameter}
 _WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
@@ -118,6 +121,8 @@ def _renewed(value: Any, copies: dict[nn.Module, nn.Module]) -> Any:
         return MethodType(value.__func__, _renewed(value.__self__, copies))
     if isinstance(value, partial):
         return partial(_renewed(value.func, copies), *_renewed(value.args, copies), **_renewed(value.keywords, copies))
+    if isinstance(value, FunctionType):
+        return _function(value, copies)
     if isinstance(value, dict):
         renewed = value.copy()
         renewed.update((key, _renewed(each, copies)) for key, each in value.items())
@@ -126,9 +131,53 @@ def _renewed(value: Any, copies: dict[nn.Module, nn.Module]) -> Any:
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
+def _function(value: FunctionType, copies: dict[nn.Module, nn.Module]) -> Any:
+    """A function that captures copies where it captured modules; of a method that torch.compile wrapped, the method."""
+    if (compiled := vars(value).get(_COMPILED)) is not None:
+        return _renewed(compiled, copies)
+    cells = []
+    for cell in value.__closure__ or ():
+        held = next(_held(cell), value)
+        renewed = value if held is value else _renewed(held, copies)
+        cells.append(cell if renewed is held else CellType(renewed))
+    defaults = _renewed(value.__defaults__, copies)
+    function = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, tuple(cells))
+    function.__kwdefaults__ = _renewed(value.__kwdefaults__, copies)
+    return function
+
+
+def _captured(function: FunctionType) -> Iterator[Any]:
+    if (compiled := vars(function).get(_COMPILED)) is not None:
+        yield compiled
+        return
+    yield from (function.__defaults__, function.__kwdefaults__)
+    for cell in function.__closure__ or ():
+        yield from _held(cell)
+
+
+def _held(cell: CellType) -> Iterator[Any]:
+    with suppress(ValueError):  # it is empty
+        yield cell.cell_contents
+
+
+def replaced(root: nn.Module) -> str:
+    """Which modules have a `forward` of their own that may still run the network instead of its copy; for an error message."""
+    names = [
+        f"{type(module).__name__} ({name})" if name else type(module).__name__
+        for name, module in root.named_modules()
+        if "forward" in vars(module) and not isinstance(vars(module)["forward"], MethodType)
+    ]
+    if not names:
+        return ""
+    return (
+        f"the forward of {', '.join(names)} was replaced on the instance by something that runs the network itself, not the copy "
+        "that is cut; take it away (del model.forward), or define it in a subclass"
+    )
+
+
 def _modules_in(value: Any) -> list[nn.Module]:
     found: list[nn.Module] = []
-    queue = [value]
+    queue, known = [value], set[int]()
     while queue:
         each = queue.pop()
         if type(each) in _HOLDING_NOTHING:
@@ -141,6 +190,9 @@ def _modules_in(value: Any) -> list[nn.Module]:
             queue.extend(each)
         elif isinstance(each, MethodType):
             queue.append(each.__self__)
+        elif isinstance(each, FunctionType) and id(each) not in known:
+            known.add(id(each))
+            queue.extend(_captured(each))
         elif isinstance(each, partial):
             queue.extend((each.func, each.args, each.keywords))
     return found
