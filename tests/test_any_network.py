@@ -12,21 +12,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shapleycam.network.weights import randomise
+from small import living, noise
 from unchecked import library
 
 Inputs, Layout, explain, game, suggest_layers = (
     library.Inputs, library.Layout, library.explain, library.game, library.suggest_layers,
 )  # fmt: skip
-
-
-def living(network: nn.Module, seed: int = 0) -> nn.Module:
-    randomise(network, seed)
-    return network.eval().double()
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def vit(**options: Any) -> nn.Module:

@@ -32,6 +32,7 @@ from shapleycam.imputation import imputed, road
 from shapleycam.network.cut import inference
 from shapleycam.network.weights import randomise
 from shapleycam.sanity import cascade, randomisation, weighted
+from small import network
 from test_contract import NETWORKS, SURROUNDINGS, Left
 from unchecked import library
 
@@ -54,17 +55,6 @@ def images(b: int = 3, h: int = 11, w: int = 11, seed: int = 1) -> Tensor:
 
 def heats(b: int = 3, h: int = 11, w: int = 11, seed: int = 2) -> Tensor:
     return torch.rand(b, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def network() -> nn.Sequential:
-    """Five classes; conv 0, gelu 1, conv 2, gelu 3, pool 4, flatten 5, linear 6."""
-    made = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)
-    )  # fmt: skip
-    randomise(made, 0)
-    with torch.no_grad():
-        made[6].weight *= 8  # else no pixels would change a probability by much
-    return made.eval()
 
 
 def probability(net: nn.Module, image: Tensor, target: int) -> float:

@@ -23,6 +23,7 @@ from shapleycam.network.zoo import Model
 from shapleycam.scoring import masked
 from shapleycam.theory.draws import checksums, key, uniform
 from shapleycam.theory.heatmap import heatmap
+from small import network
 from test_contract import NETWORKS, SURROUNDINGS, Left
 from unchecked import library
 
@@ -32,17 +33,6 @@ COLUMNS = ("full", "kept", "deleted", "coherency", "complexity")
 
 def images(b: int = 3, h: int = 12, w: int = 16, seed: int = 1) -> Tensor:
     return torch.randn(b, 3, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def network() -> nn.Sequential:
-    """Five classes; conv 0, gelu 1, conv 2, gelu 3 (before pooling), pool 4, flatten 5, linear 6."""
-    made = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)
-    )  # fmt: skip
-    randomise(made, 0)
-    with torch.no_grad():
-        made[6].weight *= 8  # else no mask would change a probability by much
-    return made.eval()
 
 
 def model() -> Model:

@@ -8,21 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shapleycam.network.weights import randomise
+from small import living, noise
 from unchecked import library
 
 UTILITIES, contrast, explain, game, outputs = (
     library.UTILITIES, library.contrast, library.explain, library.game, library.outputs,
 )  # fmt: skip
-
-
-def living(network: nn.Module, seed: int = 0) -> nn.Module:
-    randomise(network, seed)
-    return network.eval().double()
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def classifier(classes: int, seed: int = 0) -> nn.Module:

@@ -6,8 +6,8 @@ from captum.attr import LayerAttribution, LayerGradCam
 from torch import Tensor, nn
 
 import shapleycam as sc
+import small
 from shapleycam.compat.captum import LayerExplainer
-from shapleycam.network.weights import randomise
 
 
 def images() -> Tensor:
@@ -16,11 +16,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Sequential:
-    made = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)
-    )  # fmt: skip
-    randomise(made, 0)
-    return made.eval()
+    return small.network()
 
 
 @pytest.mark.parametrize("relu", [False, True])

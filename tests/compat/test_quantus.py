@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import shapleycam as sc
+import small
 from shapleycam.compat.quantus import explain_func
-from shapleycam.network.weights import randomise
 
 TARGETS = np.array([1, 4, 0])
 
@@ -19,11 +19,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Sequential:
-    made = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)
-    )  # fmt: skip
-    randomise(made, 0)
-    return made.eval()
+    return small.network()
 
 
 def test_it_gives_the_heatmaps_of_explain(network: nn.Sequential) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 import shapleycam as sc
+import small
 from shapleycam.compat.torchmetrics import COLUMNS, CAMMetrics
-from shapleycam.network.weights import randomise
 
 TARGETS = torch.tensor([1, 4, 0, 2, 3, 1, 0])
 
@@ -21,13 +21,7 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="module")
 def network() -> nn.Sequential:
-    made = nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 20, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)
-    )  # fmt: skip
-    randomise(made, 0)
-    with torch.no_grad():
-        made[6].weight *= 8  # else no mask would change a probability by much
-    return made.eval()
+    return small.network()
 
 
 def same(found: dict[str, Tensor], network: nn.Module, count: int = 7) -> None:

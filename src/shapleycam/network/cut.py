@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..theory.axes import Logits, Maps
 from ..theory.cams import nearest
 from .inputs import Given, Output, call, logits_of, size_of
-from .layout import Axes, Facts, Layout, TargetLayer, as_layout, maps_last, place
+from .layout import AmbiguousError, Axes, Facts, Layout, TargetLayer, as_layout, maps_last, place
 from .tail import Log, Tail
 from .twin import replaced, twin, unwrap
 
@@ -134,9 +134,9 @@ class CutNetwork:
             )
         try:
             layer = place(self.name, shape, size, self.facts, self._last, self.layout)
+        except AmbiguousError:
+            raise
         except ValueError as error:
-            if "may be" in str(error):
-                raise
             raise ValueError(f"{error}; {self._suitable(images)}") from None
         if prod(layer.positions) == 1:
             raise ValueError(

@@ -24,6 +24,10 @@ _FIRST = (
 )
 
 
+class AmbiguousError(ValueError):
+    """A layer's output that can be read in several ways."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How to read a layer's output, where that cannot be found out: `Layout("btn", positions=(14, 14), prefix=1)`."""
@@ -103,7 +107,9 @@ def place(
     Raises
     ------
     ValueError
-        When no reading makes maps of it, or several do that nothing tells apart.
+        When no reading makes maps of it.
+    AmbiguousError
+        When several do that nothing tells apart.
     """
     if len(shape) == 4 and len(size) == 2 and asked is None:
         return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name))
@@ -125,7 +131,7 @@ def place(
     ):
         found = [target for target in found if better(target)] or found
     if len(found) > 1:
-        raise ValueError(
+        raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an input of {' x '.join(map(str, size))} may be "
             f"{', or '.join(map(_named, found))}; say which with layout=sc.Layout(...)"
         )
@@ -151,7 +157,7 @@ def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str |
 
     Raises
     ------
-    ValueError
+    AmbiguousError
         When that does not settle it.
     """
     first, last = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
@@ -160,7 +166,7 @@ def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str |
     if output_fmt in ("NHWC", "NCHW"):
         return "bhwn" if output_fmt == "NHWC" else "bnhw"
     if shape[3] > max(shape[1], shape[2]) or (first and last and shape[1] == shape[2] == shape[3]):
-        raise ValueError(
+        raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
             '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'
         )
