@@ -3,7 +3,6 @@
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from operator import itemgetter
 from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
