@@ -72,7 +72,10 @@ class Visitor:
         self.page.wait_for_selector("#example-cat")
 
     def wait(self, script: str) -> None:
-        self.page.wait_for_function(script)
+        """Until the script says so; what is away while the page redraws does not say so yet."""
+        self.page.wait_for_function(
+            f"() => {{ try {{ return {script}; }} catch (e) {{ if (e instanceof TypeError) return false; throw e; }} }}"
+        )
 
     def words(self) -> str:
         return str(self.page.inner_text("#words"))
@@ -368,8 +371,7 @@ def test_what_was_worked_out_does_not_outlive_its_picture_or_class(visitor: Visi
     visitor.page.click("#values-button")
     visitor.page.wait_for_selector("#curves img")
     visitor.page.click("#example-coffee")
-    visitor.wait("!document.querySelector('#curves img')")
-    assert visitor.page.inner_text("#told").strip() == ""
+    visitor.wait("!document.querySelector('#curves img') && document.querySelector('#told').innerText.trim() === ''")
     visitor.tab("Explain")
     visitor.page.click("#save")
     visitor.page.wait_for_selector("a[download='map.npz']")
@@ -405,6 +407,28 @@ def test_the_keyboard_alone_will_do(visitor: Visitor) -> None:
         "[...document.querySelectorAll('#board .cell.gone')].map(c => Number(c.dataset.player))"
     )
     assert gone == [7, 8]
+    assert visitor.errors == []
+
+
+def test_the_board_keeps_the_focus_and_the_players_when_the_class_changes(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Play")
+    visitor.page.locator("#board .cell").nth(24).focus()
+    visitor.page.keyboard.press("Space")
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '48 of 49'")
+    visitor.page.evaluate("document.querySelectorAll('#target input')[1].click()")  # which moves no focus
+    visitor.wait("document.querySelector('#board .said').innerText.includes('probability of Egyptian cat')")
+    visitor.page.keyboard.press("ArrowRight")
+    visitor.page.keyboard.press("Space")
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '47 of 49'")
+    assert visitor.page.evaluate("[...document.querySelectorAll('#board .gone')].map(c => c.dataset.player)") == [
+        "24",
+        "25",
+    ]
+    visitor.page.evaluate("document.querySelector('#example-coffee').click()")
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '49 of 49'")
+    visitor.page.keyboard.press("Space")
+    visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '48 of 49'")
+    assert visitor.page.evaluate("document.activeElement.dataset.player") == "25"
     assert visitor.errors == []
 
 

@@ -1,27 +1,46 @@
 const board = element.querySelector('.board');
 const said = element.querySelector('.said');
-let game = null, gone = new Set(), painting = null, asked = 0, timer = null;
+let game = null, gone = new Set(), painting = null, busy = false, again = false, turn = 0, timer = null;
 
 function build() {
-  clearInterval(timer);
+  const before = game;
   game = props.value ? JSON.parse(props.value) : null;
-  gone = new Set();
-  board.replaceChildren();
-  if (!game) { said.textContent = 'Open a picture first.'; return; }
+  if (!game) { board.replaceChildren(); said.textContent = 'Open a picture first.'; return; }
+  if (!before || ['view', 'h', 'w'].some((name) => before[name] !== game[name])) deal();
+  play();
+  ask();
+}
+
+function play() {
+  stop();
+  board.classList.remove('needs');
+  element.querySelector('[value=leave]').checked = true;
+}
+
+// All players of a picture. Cells are kept where they can be, so that the focus is not lost with them.
+function deal() {
   board.style.backgroundImage = 'url(' + game.view + ')';
   board.style.gridTemplateColumns = 'repeat(' + game.w + ', 1fr)';
-  for (let player = 0; player < game.h * game.w; player++) {
+  const focused = board.contains(document.activeElement);
+  while (board.children.length > game.h * game.w) board.lastChild.remove();
+  for (let player = board.children.length; player < game.h * game.w; player++) {
     const cell = document.createElement('button');
     cell.type = 'button';
     cell.className = 'cell';
     cell.dataset.player = player;
-    cell.tabIndex = player ? -1 : 0;
+    cell.tabIndex = -1;
     cell.setAttribute('role', 'checkbox');
     board.append(cell);
   }
-  board.classList.remove('needs');
+  if (!board.querySelector('[tabindex="0"]')) board.firstChild.tabIndex = 0;
+  if (focused) board.querySelector('[tabindex="0"]').focus();
+  gone.clear();
   draw();
-  ask();
+}
+
+function stop() {
+  turn++;
+  clearInterval(timer);
 }
 
 function draw() {
@@ -34,32 +53,43 @@ function draw() {
   }
 }
 
+// One question at a time: what was missed meanwhile is asked at once, as it then is.
 async function ask() {
-  const turn = ++asked;
-  try {
-    const found = await server.without({ session: game.session, gone: [...gone] });
-    if (turn === asked) tell(found);
-  } catch (error) {
-    if (turn === asked) said.textContent = 'The picture is no longer open; open it again.';
+  again = true;
+  if (busy) return;
+  busy = true;
+  while (again) {
+    again = false;
+    const asked = game, left = game.h * game.w - gone.size;
+    try {
+      const found = await server.without({ session: game.session, gone: [...gone] });
+      if (asked === game) tell(found, left);
+    } catch (error) {
+      closed();
+    }
   }
+  busy = false;
 }
 
-function tell(found) {
-  said.replaceChildren();
+function closed() {
+  said.textContent = 'The picture is no longer open; open it again.';
+}
+
+function tell(found, left) {
   const lines = [
     ['utility', found.utility.toFixed(4)],
     ['probability of ' + game.name, (100 * found.probability).toFixed(2) + ' %'],
     ['top class', found.top + ', ' + (100 * found.sure).toFixed(2) + ' %'],
-    ['players', game.h * game.w - gone.size + ' of ' + game.h * game.w],
+    ['players', left + ' of ' + game.h * game.w],
   ];
-  for (const [name, value] of lines) {
+  said.replaceChildren(...lines.map(([name, value]) => {
     const line = document.createElement('div'), label = document.createElement('span'), text = document.createElement('b');
     label.textContent = name;
     text.textContent = value;
     text.dataset.name = name.split(' ')[0];
     line.append(label, text);
-    said.append(line);
-  }
+    return line;
+  }));
 }
 
 function set(player, out) {
@@ -70,7 +100,11 @@ function set(player, out) {
 }
 
 async function needs(player) {
-  const found = await server.needs({ session: game.session, player });
+  stop();
+  const mine = turn, asked = game;
+  let found;
+  try { found = await server.needs({ session: game.session, player }); } catch (error) { return closed(); }
+  if (mine !== turn || asked !== game) return;
   const most = Math.max(...found.map(Math.abs), 1e-12);
   board.classList.add('needs');
   [...board.children].forEach((cell, other) => {
@@ -82,11 +116,14 @@ async function needs(player) {
 }
 
 async function leave(best) {
-  clearInterval(timer);
-  gone = new Set();
+  play();
+  const mine = turn;
+  gone.clear();
   draw();
   said.textContent = 'The players’ values are being worked out ...';
-  const order = await server.order({ session: game.session, best });
+  let order;
+  try { order = await server.order({ session: game.session, best }); } catch (error) { return closed(); }
+  if (mine !== turn) return;
   let place = 0;
   timer = setInterval(() => {
     if (place >= order.length) { clearInterval(timer); return; }
@@ -94,6 +131,12 @@ async function leave(best) {
     draw();
     ask();
   }, 250);
+}
+
+function focus(player) {
+  board.querySelector('[tabindex="0"]').tabIndex = -1;
+  board.children[player].tabIndex = 0;
+  board.children[player].focus();
 }
 
 function player(event) {
@@ -104,9 +147,9 @@ function player(event) {
 board.addEventListener('pointerdown', (event) => {
   const chosen = player(event);
   if (chosen === null) return;
-  clearInterval(timer);
+  stop();
   event.preventDefault();
-  board.children[chosen].focus();
+  focus(chosen);
   if (element.querySelector('[value=needs]').checked) { needs(chosen); return; }
   painting = !gone.has(chosen);
   set(chosen, painting);
@@ -122,17 +165,16 @@ board.addEventListener('keydown', (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: game.w, ArrowUp: -game.w }[event.key];
   if (step && board.children[here + step]) {
     event.preventDefault();
-    event.target.tabIndex = -1;
-    board.children[here + step].tabIndex = 0;
-    board.children[here + step].focus();
+    focus(here + step);
   } else if (event.key === ' ' || event.key === 'Enter') {
     event.preventDefault();
+    stop();
     if (element.querySelector('[value=needs]').checked) needs(here); else set(here, !gone.has(here));
   }
 });
 element.querySelector('.best').addEventListener('click', () => game && leave(true));
 element.querySelector('.worst').addEventListener('click', () => game && leave(false));
-element.querySelector('.back').addEventListener('click', () => game && build());
+element.querySelector('.back').addEventListener('click', () => { if (game) { play(); gone.clear(); draw(); ask(); } });
 for (const choice of element.querySelectorAll('input[type=radio]')) {
   choice.addEventListener('change', () => board.classList.toggle('needs', choice.value === 'needs' && choice.checked));
 }
