@@ -55,7 +55,7 @@ def main() -> None:
             if event < 2:
                 page.shown(user, draw.choice([*sc.METHODS]), target, utility, draw.random(), "viridis")
             elif event == 2:
-                page.without(user, draw.sample(range(49), 9), target, utility)
+                page.of(user).without(draw.sample(range(49), 9), target or 0, utility)
             elif event == 3:
                 page.downloads(user, "GradCAM", target, utility, 0.5, "inferno")
             else:

@@ -41,12 +41,15 @@ def test_every_class_utility_and_method_comes_from_one_pass(layer: str | None) -
         outs = {(t, u): opened.explain(sc.SETS["all"], t, u) for t in (None, 0, 3) for u in ("rest", "post-softmax")}
         played = opened.without([0, 5], 2, "rest")
         opened.curve(list(range(64)), 2, "rest")
+        gaps = {key: out.efficiency_gap for key, out in outs.items()}
     assert seen == [1]
     for (target, utility), out in outs.items():
         alone = sc.explain(model, images, layer=layer, methods="all", targets=target, utility=utility)
         for name in alone.explanations:
             torch.testing.assert_close(out.explanations[name], alone.explanations[name], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(out.heatmaps[name], alone.heatmaps[name], rtol=0, atol=1e-5)
+            gap = gaps[target, utility][name]
+            torch.testing.assert_close(gap, alone.efficiency_gap[name], rtol=1e-3, atol=1e-4, equal_nan=True)
     game = sc.game(model, images, layer=layer, target=2)
     here = torch.ones(1, 64, dtype=torch.bool)
     here[0, [0, 5]] = False
@@ -97,7 +100,7 @@ def test_a_thousand_requests_leave_memory_flat(tmp_path: Path) -> None:
         if kind == 0:
             page.of(session).explain([draw.choice([*sc.METHODS])], target, utility)
         elif kind == 1:
-            page.without(session, draw.sample(range(64), 9), target, utility)
+            page.of(session).without(draw.sample(range(64), 9), target or 0, utility)
         elif kind == 2:
             page.downloads(session, "GradCAM", target, utility, 0.5, "inferno")
         else:

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from threading import Event
 from time import monotonic, sleep
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import shapleycam as sc
 from shapleycam.web import drawings
+from shapleycam.web.look import Look
 
 pytest.importorskip("gradio", reason="the page is in the extra web")
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser is driven by playwright")
@@ -217,13 +219,15 @@ def test_measured_methods_are_sorted(visitor: Visitor, model: sc.Model) -> None:
     visitor.wait("document.querySelector('#metrics').innerText.includes('AumannCAM-E')")
     visitor.page.wait_for_selector("#sheet img")
     found = sc.measure(model, model.preprocess([CAT]), methods="path")
-    text = visitor.page.inner_text("#metrics")
+    said = visitor.page.inner_text("#metrics").split()
+    wanted = [found.adcc, found.average_drop[0], found.coherency[0], found.complexity[0],
+              found.increase_in_confidence[0], found.average_drop_in_deletion[0]]  # fmt: skip
     for place, name in enumerate(found.methods):
-        row = text.split(f"{name}\n")[1].split("\n")
-        assert float(row[2]) == pytest.approx(100 * found.coherency[0, place].item(), abs=0.006)
+        row = [float(each) for each in said[said.index(name) + 1 :][:6]]
+        assert row == pytest.approx([100 * each[place].item() for each in wanted], abs=0.006)
     order = sorted(found.methods, key=lambda name: -found.coherency[0, found.methods.index(name)].item())
-    visitor.choose("sort", "coherency")
-    first = "document.querySelector('#metrics').innerText.split('complexity in %')[1].trim()"
+    visitor.choose("sort", "Coh: coherency")
+    first = "document.querySelector('#metrics').innerText.split('ADD ↑')[1].trim()"
     visitor.wait(f"{first}.startsWith('{order[0]}\\n')")
     assert visitor.errors == []
 
@@ -359,10 +363,123 @@ def test_any_class_is_found_by_typing_and_a_second_one_set_beside_it(visitor: Vi
     visitor.search("other", "Egyptian cat (285)")
     visitor.page.click("#compare-button")
     visitor.page.wait_for_selector("#sheet img")
-    visitor.wait(
-        "document.querySelector('#sheet img').naturalHeight > 1.5 * document.querySelector('#sheet img').naturalWidth / 2"
-    )
+    visitor.page.wait_for_selector("#second img")
     assert visitor.errors == []
+
+
+def test_the_class_before_is_a_click_away_after_a_search(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model)
+    visitor.search("search", "coffee mug (504)")
+    visitor.wait("document.querySelector('#words').innerText.includes('coffee mug')")
+    visitor.page.locator("#target label").first.click()
+    visitor.wait("document.querySelector('#words').innerText.includes('tiger cat')")
+    visitor.page.locator("#target label", has_text="coffee mug").click()
+    visitor.wait("document.querySelector('#words').innerText.includes('coffee mug')")
+    visitor.page.click("#least")
+    least = model.class_names[sc.explain(model, model.preprocess([CAT])).logits[0].argmin()]
+    visitor.wait(f"document.querySelector('#words').innerText.includes({least!r})")
+    visitor.wait(f"document.querySelector('#target label:has(input:checked)').innerText.includes({least!r})")
+    assert visitor.errors == []
+
+
+def test_what_is_typed_takes_the_place_of_what_a_box_holds(visitor: Visitor, model: sc.Model) -> None:
+    at_the_cat(visitor, model).tab("Compare")
+    visitor.search("other", "Egyptian cat (285)")
+    visitor.page.locator("#which input").focus()
+    visitor.search("other", "espresso (967)")
+    visitor.wait("document.querySelector('#other input').value === 'espresso (967)'")
+    assert visitor.errors == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_two_classes_stand_side_by_side_where_there_is_room(
+    chromium: Any, served: Any, model: sc.Model, width: int
+) -> None:
+    visitor = Visitor(chromium, served.url, width)
+    at_the_cat(visitor, model).tab("Compare")
+    visitor.page.click("#compare-least")
+    visitor.page.wait_for_selector("#sheet img")
+    visitor.page.wait_for_selector("#second img")
+    one, two = (visitor.page.locator(f"#{name} img").bounding_box() for name in ("sheet", "second"))
+    assert (one["x"] + one["width"] <= two["x"] and one["y"] == two["y"]) == (width == 1280)
+    assert (one["y"] + one["height"] <= two["y"] and one["x"] == two["x"]) == (width == 390)
+    # Another class makes both go, and alone it has a sheet of its own.
+    visitor.page.locator("#target label").nth(1).click()
+    visitor.wait("!document.querySelector('#sheet img') && !document.querySelector('#second img')")
+    assert visitor.errors == []
+    visitor.window.close()
+
+
+def test_a_narrow_window_shows_the_heatmap_on_its_first_screen(chromium: Any, served: Any, model: sc.Model) -> None:
+    visitor = Visitor(chromium, served.url, 390)
+    at_the_cat(visitor, model).page.wait_for_selector("#heat img")
+    tops = visitor.page.evaluate(
+        "['#upload', '#target', '#heat', '#settings'].map(s => document.querySelector(s).getBoundingClientRect().top)"
+    )
+    assert tops == sorted(tops)
+    assert tops[2] < 0.75 * 900
+    visitor.window.close()
+
+
+def test_quick_clicks_end_at_the_last_picture_without_a_traceback(
+    visitor: Visitor, model: sc.Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_the_cat(visitor, model)
+    clicks = [
+        "#example-coffee",
+        "#target label:nth-of-type(2)",
+        "#example-cat",
+        "#least",
+        "#example-coffee",
+        "#example-cat",
+    ]
+    for pause in (0, 50, 200):
+        for each in clicks:
+            visitor.page.click(each)
+            visitor.page.wait_for_timeout(pause)
+    visitor.page.wait_for_timeout(1000)
+    visitor.page.click("#example-coffee")
+    visitor.wait("document.querySelector('#words').innerText.includes('espresso')")
+    visitor.wait("document.querySelector('#target label:has(input:checked)').innerText.includes('espresso')")
+    visitor.tab("Play")
+    visitor.wait("document.querySelector('#board .said').innerText.includes('probability of espresso')")
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err + said.out
+    assert visitor.errors == []
+
+
+def test_who_waits_sees_his_place_and_who_leaves_frees_it(
+    chromium: Any, served: Any, model: sc.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, real, late = Event(), Look.measure, list[Look]()
+
+    def gone(seen: Look) -> bool:
+        looks = served.page.looks
+        return all(looks.get(session) is not seen for session in looks.sessions)
+
+    def slow(seen: Look, *given: Any) -> Any:
+        late.extend([seen] if gone(seen) else [])
+        while not held.is_set() and not gone(seen):
+            sleep(0.05)
+        return real(seen, *given)
+
+    monkeypatch.setattr(Look, "measure", slow)
+    visitors = [at_the_cat(Visitor(chromium, served.url), model) for _ in range(4)]
+    first, second, third, fourth = visitors
+    said = ["0\\/10 steps"] * 2 + ["queue: 1\\/1", "queue: 2\\/2"]  # two are served at a time
+    for each, words in zip(visitors, said, strict=True):
+        each.tab("Compare")
+        each.page.click("#measure-button")
+        each.wait(f"/{words}/.test(document.querySelector('#metrics').innerText)")
+    first.window.close()
+    third.wait("/0\\/10 steps/.test(document.querySelector('#metrics').innerText)")
+    fourth.wait("/queue: 1\\/1/.test(document.querySelector('#metrics').innerText)")
+    held.set()
+    for each in (second, third, fourth):
+        each.wait("document.querySelector('#metrics').innerText.includes('ShapleyCAM-E\\n')")
+        assert each.errors == []
+        each.window.close()
+    assert late == []  # no method was measured for one who had left
 
 
 def test_what_was_worked_out_does_not_outlive_its_picture_or_class(visitor: Visitor, model: sc.Model) -> None:

@@ -6,7 +6,8 @@ function build() {
   const before = game;
   game = props.value ? JSON.parse(props.value) : null;
   if (!game) { board.replaceChildren(); said.textContent = 'Open a picture first.'; return; }
-  if (!before || ['view', 'h', 'w'].some((name) => before[name] !== game[name])) deal();
+  if (!before || before.look !== game.look) deal();
+  draw();
   play();
   ask();
 }
@@ -35,7 +36,6 @@ function deal() {
   if (!board.querySelector('[tabindex="0"]')) board.firstChild.tabIndex = 0;
   if (focused) board.querySelector('[tabindex="0"]').focus();
   gone.clear();
-  draw();
 }
 
 function stop() {
@@ -47,6 +47,7 @@ function draw() {
   for (const cell of board.children) {
     const out = gone.has(Number(cell.dataset.player));
     cell.classList.toggle('gone', out);
+    cell.classList.toggle('best', Number(cell.dataset.player) === game.best);
     cell.setAttribute('aria-checked', String(!out));
     const row = Math.floor(cell.dataset.player / game.w) + 1, column = cell.dataset.player % game.w + 1;
     cell.setAttribute('aria-label', 'row ' + row + ', column ' + column + (out ? ', gone' : ', plays'));
@@ -62,13 +63,17 @@ async function ask() {
     again = false;
     const asked = game, left = game.h * game.w - gone.size;
     try {
-      const found = await server.without({ session: game.session, gone: [...gone] });
-      if (asked === game) tell(found, left);
+      const found = await server.without({ ...question(), gone: [...gone] });
+      if (asked !== game) again = true; else if (found) tell(found, left); else closed();
     } catch (error) {
       closed();
     }
   }
   busy = false;
+}
+
+function question() {
+  return { session: game.session, look: game.look, target: game.target, utility: game.utility };
 }
 
 function closed() {
@@ -77,8 +82,8 @@ function closed() {
 
 function tell(found, left) {
   const lines = [
-    ['utility', found.utility.toFixed(4)],
-    ['probability of ' + game.name, (100 * found.probability).toFixed(2) + ' %'],
+    ['utility (with all ' + game.full.toFixed(4) + ')', found.utility.toFixed(4)],
+    ['probability of ' + game.name + ' (with all ' + (100 * game.probability).toFixed(2) + ' %)', (100 * found.probability).toFixed(2) + ' %'],
     ['top class', found.top + ', ' + (100 * found.sure).toFixed(2) + ' %'],
     ['players', left + ' of ' + game.h * game.w],
   ];
@@ -101,10 +106,10 @@ function set(player, out) {
 
 async function needs(player) {
   stop();
-  const mine = turn, asked = game;
-  let found;
-  try { found = await server.needs({ session: game.session, player }); } catch (error) { return closed(); }
-  if (mine !== turn || asked !== game) return;
+  const mine = turn;
+  const found = await server.needs({ ...question(), player }).catch(() => null);
+  if (mine !== turn) return;
+  if (!found) return closed();
   const most = Math.max(...found.map(Math.abs), 1e-12);
   board.classList.add('needs');
   [...board.children].forEach((cell, other) => {
@@ -121,9 +126,9 @@ async function leave(best) {
   gone.clear();
   draw();
   said.textContent = 'The players’ values are being worked out ...';
-  let order;
-  try { order = await server.order({ session: game.session, best }); } catch (error) { return closed(); }
+  const order = await server.order({ ...question(), best }).catch(() => null);
   if (mine !== turn) return;
+  if (!order) return closed();
   let place = 0;
   timer = setInterval(() => {
     if (place >= order.length) { clearInterval(timer); return; }

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from threading import Lock, RLock
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..batch import Explanation, explained, explanations_of, ingredients_of
 from ..measurement import Measurements, measure
-from ..network.arguments import cut_network, resolve_targets, resolve_utility, run
+from ..network.arguments import cut_network, opposite, resolve_targets, resolve_utility, run
 from ..network.cut import CutNetwork, Pass
 from ..network.expand import expand, worth
 from ..network.pictures import read_picture
@@ -27,6 +28,7 @@ SIDE = 4096
 """Pixels; a larger picture is reduced before anything else."""
 BUDGET = 4_000
 """Coalitions that the page plays for one set of Shapley values."""
+_NUMBERS = count()
 
 
 @dataclass
@@ -41,8 +43,17 @@ class Look:
     images: Images
     cut: CutNetwork
     forward: Pass
-    measured: dict[tuple[int, str], list[list[str | float]]] = field(default_factory=dict, repr=False)
-    """Rows of metrics, by class and utility."""
+    target: int
+    """The class that the user looks at."""
+    offered: list[int]
+    """The classes that he can choose by a click: the likeliest, and those that he searched for."""
+    utility: str = "rest"
+    number: int = field(default_factory=lambda: next(_NUMBERS))
+    """No other look's."""
+    turns: int = 0
+    """How often he asked for what is shown."""
+    measured: dict[tuple[int, str], dict[str, list[float]]] = field(default_factory=dict, repr=False)
+    """Metrics of each method, by class and utility."""
     lock: RLock = field(default_factory=RLock, repr=False)
     _games: dict[tuple[int, str], Game] = field(default_factory=dict, repr=False)
     _values: dict[tuple[int, str], ShapleyValues] = field(default_factory=dict, repr=False)
@@ -59,10 +70,18 @@ class Look:
         """Of each class, (c,)."""
         return self.forward.logits.detach()[0].softmax(0)
 
-    def likeliest(self, count: int = 5) -> list[tuple[int, str, float]]:
-        """Index, name and probability of the likeliest classes."""
-        values, places = self.probabilities.topk(min(count, len(self.model.class_names)))
-        return [(i, self.model.class_names[i], p) for i, p in zip(places.tolist(), values.tolist(), strict=True)]
+    def likeliest(self) -> list[tuple[int, str, float]]:
+        """Index, name and probability of the five likeliest classes."""
+        return self.named(self.probabilities.topk(min(5, len(self.model.class_names))).indices.tolist())
+
+    def named(self, classes: Sequence[int]) -> list[tuple[int, str, float]]:
+        """Index, name and probability of classes."""
+        return [(i, self.model.class_names[i], float(self.probabilities[i])) for i in classes]
+
+    def opposite(self, target: int) -> int:
+        """The least likely class; the likeliest one where that is the target."""
+        logits = self.forward.logits.detach()
+        return int(opposite(logits, torch.tensor([target], device=logits.device)))
 
     def explain(self, methods: Sequence[str], target: int | None, utility: str) -> Explanation:
         """As `sc.explain`, from the pass that is there."""
@@ -78,9 +97,11 @@ class Look:
 
             expansion = expand(self.forward, classes, named[1], ingredients_of(methods), noise, again=True)
             given = self.cut, self.images, methods, named[1], keys, 0, self.forward, classes, expansion
-            return explained(
+            out = explained(
                 self.model, self.cut, self.images, explanations_of(*given), named, self.forward, classes, expansion
             )
+            # U(0) by the tail, so that the efficiency gap costs no pass of the network.
+            return replace(out, nobody=replace(out.nobody, known=self.game(int(classes), utility).empty[None]))
 
     def measure(self, methods: Sequence[str], target: int | None, utility: str) -> Measurements:
         """The six metrics; runs the network 1 + 2 m times."""
@@ -132,6 +153,12 @@ class Look:
                 )
             return self._values[target, utility]
 
+    @property
+    def best(self) -> int | None:
+        """The player of the greatest value in the game that the user looks at; None until that was worked out."""
+        known = self._values.get((self.target, self.utility))
+        return None if known is None else int(known.values.argmax())
+
     def curve(self, order: Sequence[int], target: int, utility: str) -> list[float]:
         """The utility while positions leave in this order: with none gone, one gone, ..., all gone."""
         with self.lock:
@@ -175,7 +202,9 @@ def look(model: Model, picture: str | Path | Image.Image, layer: str | None = No
     forward = run(cut, images, second_order=True, replay=True)
     if len(forward.layer.positions) != 2:
         raise ValueError(f"{forward.layer} has no grid of positions to play on; expected a network of images")
-    return Look(model, seen, model.preprocess.crop(seen), images, cut, forward)
+    opened = Look(model, seen, model.preprocess.crop(seen), images, cut, forward, int(forward.logits.argmax()), [])
+    opened.offered.extend(i for i, _, _ in opened.likeliest())
+    return opened
 
 
 class Looks:

@@ -79,7 +79,7 @@ def serve(
         served.blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
             allowed_paths=[], max_file_size=max_upload, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False,
-            inbrowser=False, run_history=False,
+            inbrowser=False, run_history=False, css_paths=[Path(__file__).with_name("page.css")],
         )  # fmt: skip
         if wait:
             sys.stderr.write(f"shapleycam: {served.url} (Ctrl-C ends it)\n")

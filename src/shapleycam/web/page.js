@@ -7,4 +7,8 @@
     input.files = held.files;
     input.dispatchEvent(new Event('change', { bubbles: true }));
   });
+  // What is typed into a box that is searched takes the place of what it holds.
+  document.addEventListener('focusin', (event) => {
+    if (event.target.matches('#search input, #other input')) setTimeout(() => event.target.select());
+  });
 }
