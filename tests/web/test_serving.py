@@ -1,6 +1,11 @@
 """What is served, to whom, and what is refused before a port is opened."""
 
 import sys
+from os import environ
+from pathlib import Path
+from signal import SIGINT, SIGTERM, Signals
+from socket import socket
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +28,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def build(page: Page) -> Any:
         seen.append({"models": page.models, "folder": page.folder})
         return SimpleNamespace(
-            launch=lambda **options: seen[-1].update(options), block_thread=lambda: None, close=lambda verbose: None
+            launch=lambda **options: seen[-1].update(options), is_running=False, close=lambda verbose: None
         )
 
     monkeypatch.setattr(serving, "build", build)
@@ -41,6 +46,38 @@ def test_the_page_is_for_this_machine_alone_unless_told_otherwise(
     assert "other machines" not in capsys.readouterr().err
     sc.serve(network(), host="0.0.0.0")
     assert "0.0.0.0 can be reached from other machines" in capsys.readouterr().err
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("number", "code"), [(SIGTERM, 128 + SIGTERM), (SIGINT, 0)])
+def test_a_signal_ends_the_page_without_a_traceback_and_leaves_nothing_behind(
+    number: Signals, code: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("gradio", reason="the page is in the extra web")
+    with socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = str(held.getsockname()[1])
+    command = [
+        sys.executable,
+        "-m",
+        "shapleycam",
+        "serve",
+        "--models",
+        "resnet18",
+        "--weights",
+        "resnet18=random",
+        "--port",
+        port,
+    ]
+    served = Popen(command, stderr=PIPE, stdout=PIPE, text=True, env=environ | {"TMPDIR": str(tmp_path)})
+    assert served.stderr is not None
+    assert "Ctrl-C ends it" in served.stderr.readline()
+    (folder,) = tmp_path.glob("shapleycam-*")
+    (folder / "upload.png").write_bytes(b"x")
+    served.send_signal(number)
+    printed, said = served.communicate(timeout=60)
+    assert (served.returncode, [*tmp_path.glob("shapleycam-*")]) == (code, [])
+    assert "Traceback" not in said + printed
 
 
 def test_a_module_of_ones_own_is_served(launched: list[dict[str, Any]]) -> None:

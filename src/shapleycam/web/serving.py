@@ -3,11 +3,15 @@
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from re import fullmatch
+from signal import SIGTERM, signal
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from threading import current_thread, main_thread
+from time import sleep
 from typing import Any
 
 from torch import nn
@@ -71,6 +75,21 @@ def serve(
             "password and no encryption\n"
         )
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if not wait:
+        return _launched(models, host, port, max_upload)
+    with _terminated_in_order():
+        served = _launched(models, host, port, max_upload)
+        try:
+            sys.stderr.write(f"shapleycam: {served.url} (Ctrl-C ends it)\n")
+            served.wait()
+        except KeyboardInterrupt:
+            sys.stderr.write("shapleycam: closed\n")
+        finally:
+            served.close()
+    return served
+
+
+def _launched(models: Mapping[str, Model], host: str, port: int, max_upload: str) -> "Served":
     folder = tempfile.TemporaryDirectory(prefix="shapleycam-")
     os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name).resolve())
     page = Page(models, Path(folder.name).resolve())
@@ -81,15 +100,23 @@ def serve(
             allowed_paths=[], max_file_size=max_upload, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False,
             inbrowser=False, run_history=False, css_paths=[Path(__file__).with_name("page.css")],
         )  # fmt: skip
-        if wait:
-            sys.stderr.write(f"shapleycam: {served.url} (Ctrl-C ends it)\n")
-            served.blocks.block_thread()
     except BaseException:
         served.close()
         raise
-    if wait:
-        served.close()
     return served
+
+
+@contextmanager
+def _terminated_in_order() -> Iterator[None]:
+    """SIGTERM ends the process as ever, but by an exception, so that what is open is closed before."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before = signal(SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal(SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -103,8 +130,15 @@ class Served:
     folder: "tempfile.TemporaryDirectory[str]" = field(repr=False)
     """Uploads and downloads, deleted when the page is closed."""
 
+    def wait(self) -> None:
+        """Return when the page is closed."""
+        while self.blocks.is_running:
+            sleep(0.1)
+
     def close(self) -> None:
         """Stop serving, and delete whatever was uploaded."""
+        for session in self.page.looks.sessions:
+            self.page.leave(session)  # which ends what is being worked out
         self.blocks.close(verbose=False)
         self.folder.cleanup()
 
