@@ -36,7 +36,7 @@ clean:
 
 .venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing into .venv; the first time this takes some minutes."
-	$(INSTALL) ".[demo,bench]"
+	$(INSTALL) ".[demo,bench,web]"
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/pip
