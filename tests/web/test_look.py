@@ -3,9 +3,13 @@
 import gc
 import random
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,6 +46,9 @@ def test_every_class_utility_and_method_comes_from_one_pass(layer: str | None) -
         played = opened.without([0, 5], 2, "rest")
         opened.curve(list(range(64)), 2, "rest")
         gaps = {key: out.efficiency_gap for key, out in outs.items()}
+        assert (
+            opened.explain(["HiResCAM"], 3, "rest").efficiency_gap["HiResCAM"].isfinite().all()
+        )  # no path row knows U(0)
     assert seen == [1]
     for (target, utility), out in outs.items():
         alone = sc.explain(model, images, layer=layer, methods="all", targets=target, utility=utility)
@@ -87,6 +94,66 @@ def test_looks_keep_the_newest_and_forget_those_who_leave() -> None:
     assert (looks.get("b"), len(looks)) == (None, 2)
     looks.drop("a")
     assert looks.get("a") is None
+    forgetful = Looks(idle=0.01)
+    forgetful.put("a", opened)
+    sleep(0.02)
+    forgetful.put("b", opened)
+    assert forgetful.sessions == {"b"}
+
+
+def test_a_picture_is_not_kept_for_a_user_who_left_while_it_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Page({"tiny": network()}, tmp_path)
+
+    def slow(*given: Any) -> Look:
+        page.leave("a")
+        return look(*given)
+
+    monkeypatch.setattr(page_module, "look", slow)
+    page.open(picture(), "tiny", None, "a")
+    assert page.looks.get("a") is None
+    monkeypatch.undo()
+    page.open(picture(), "tiny", None, "a")  # a phone that was asleep comes back
+    assert page.looks.get("a") is not None
+
+
+def test_who_leaves_while_his_files_are_made_hears_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="the page is in the extra web")
+    page, real = Page({"tiny": network()}, tmp_path), np.savez_compressed
+    page.open(picture(), "tiny", None, "a")
+
+    def slow(*given: Any, **arrays: Any) -> None:
+        page.leave("a")
+        real(*given, **arrays)
+
+    monkeypatch.setattr(np, "savez_compressed", slow)
+    with pytest.raises(gradio.Error, match="meanwhile") as told:
+        page.downloads("a", "GradCAM", None, "rest", 0.5, "inferno")
+    assert not told.value.print_exception
+
+
+def test_files_may_go_while_the_folder_is_tidied(tmp_path: Path) -> None:
+    page, stop = Page({"tiny": network()}, tmp_path), Event()
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for each in range(9):
+                (tmp_path / str(each)).mkdir()
+                (tmp_path / str(each) / "map.npz").write_bytes(b"x")
+            for each in range(9):
+                shutil.rmtree(tmp_path / str(each))
+
+    coming = Thread(target=come_and_go)
+    coming.start()
+    try:
+        for _ in range(2000):
+            page._tidy()
+    finally:
+        stop.set()
+        coming.join()
 
 
 def test_a_thousand_requests_leave_memory_flat(tmp_path: Path) -> None:

@@ -39,12 +39,9 @@ def build(page: Page) -> Any:
             raise said(CLOSED)
         session = str(request.session_hash)
         seen = page.open(picture, model, layer, session)
-        found = shown(session, *drawn)
-        if page.looks.get(session) is not seen:
-            return [gr.skip()] * (3 + len(found))
-        every = [(f"{name} ({i})", i) for i, name in enumerate(seen.model.class_names)]
-        other = gr.update(choices=[*_offered(seen), *every], value=None)
-        return [_lit(gr, seen), gr.update(choices=every, value=None), other, *found]
+        if page.looks.get(session) is not seen:  # another was opened meanwhile
+            return [gr.skip()] * 7
+        return [_lit(gr, seen), None, None, *shown(session, *drawn)]
 
     def example(name: str) -> Any:
         def opened(request: gr.Request, *given: Any) -> list[Any]:
@@ -57,8 +54,9 @@ def build(page: Page) -> Any:
         return [gr.skip()] * 7 if seen is None else open_(request, seen.picture, *given)
 
     def remodel(request: gr.Request, model: str, *drawn: Any) -> list[Any]:
-        known = _layers(models[model])
-        return [gr.update(choices=known, value=known[0][1]), *again(request, model, known[0][1], *drawn)]
+        known, classes = _layers(models[model]), gr.update(choices=_classes(models[model]), value=None)
+        lit, _, _, *looks = again(request, model, known[0][1], *drawn)
+        return [gr.update(choices=known, value=known[0][1]), lit, classes, classes, *looks]
 
     # What a browser says of the class may be of the picture before: what is looked at is known here.
     def choose(request: gr.Request, target: int | None, *drawn: Any) -> list[Any]:
@@ -92,18 +90,14 @@ def build(page: Page) -> Any:
     def leave(request: gr.Request) -> None:
         page.leave(str(request.session_hash))
 
-    def explained(picture: str, method: str, utility: str, model: str, request: gr.Request) -> dict[str, Any]:
+    def explained(picture: str, method: str, utility: str, model: str) -> dict[str, Any]:
         if method not in METHODS or utility not in UTILITIES or model not in models or not picture:
             raise said(
                 f"expected a picture, a method of {', '.join(METHODS)}, a utility of {', '.join(UTILITIES)}, and a model of "
                 f"{', '.join(models)}"
             )
-        session = f"api-{request.session_hash}"
-        seen = page.open(picture, model, None, session)
-        try:
-            out = seen.explain([method], None, utility)
-        finally:
-            page.leave(session)
+        seen = page.read(picture, model)
+        out = seen.explain([method], None, utility)
         maps = {"explanation": out.explanations[method][0], "heatmap": out.heatmaps[method][0]}
         return facts(seen, out) | {name: each.double().tolist() for name, each in maps.items()}
 
@@ -131,7 +125,9 @@ def build(page: Page) -> Any:
                                  for kind in ("PNG", "NPZ", "JSON")]  # fmt: skip
                 beside, playing = (gr.Tab(name, id=name.lower()) for name in ("Compare", "Play"))
             with gr.Column(elem_id="settings"):
-                searched = gr.Dropdown([], value=None, label="Any other class: type to search", elem_id="search")
+                searched = gr.Dropdown(
+                    _classes(models[first]), value=None, label="Any other class: type to search", elem_id="search"
+                )
                 unlikely = gr.Button("the least likely class", size="sm", elem_id="least")
                 utility = gr.Dropdown([*UTILITIES], value="rest", label="Utility", elem_id="utility")
                 opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity", elem_id="opacity")
@@ -139,7 +135,7 @@ def build(page: Page) -> Any:
                 layer = gr.Dropdown(_layers(models[first]), label="Target layer", elem_id="layer")
                 model = gr.Dropdown([*models], value=first, label="Model", visible=len(models) > 1, elem_id="model")
         with beside:
-            other, sheets = compare_tab(page, utility, [opacity, colours])
+            other, sheets = compare_tab(page, _classes(models[first]), utility, [opacity, colours])
         with playing:
             field, values = play_tab(page, utility)
         with gr.Row(visible=False):
@@ -174,12 +170,13 @@ def build(page: Page) -> Any:
     return demo
 
 
-def _offered(seen: Look) -> list[tuple[str, int]]:
-    return [(f"{name} {p:.1%}", i) for i, name, p in seen.named(seen.offered)]
-
-
 def _lit(gr: Any, seen: Look) -> Any:
-    return gr.update(choices=_offered(seen), value=seen.target, visible=True)
+    offered = [(f"{name} {p:.1%}", i) for i, name, p in seen.named(seen.offered)]
+    return gr.update(choices=offered, value=seen.target, visible=True)
+
+
+def _classes(model: Model) -> list[tuple[str, int]]:
+    return [(f"{name} ({i})", i) for i, name in enumerate(model.class_names)]
 
 
 def _layers(model: Model) -> list[tuple[str, str]]:

@@ -68,7 +68,9 @@ def measured(
     return [[name, *rows[name]] for name in _order(seen, which, target, utility, sort)]
 
 
-def compare_tab(page: Page, utility: Any, drawn: Sequence[Any]) -> tuple[Any, dict[Any, str]]:
+def compare_tab(
+    page: Page, classes: Sequence[tuple[str, int]], utility: Any, drawn: Sequence[Any]
+) -> tuple[Any, dict[Any, str]]:
     """The tab's blocks: the second class; and what another picture or class makes stale, with what empties it in JavaScript."""
     import gradio as gr
 
@@ -102,7 +104,7 @@ def compare_tab(page: Page, utility: Any, drawn: Sequence[Any]) -> tuple[Any, di
 
     with gr.Row():
         which = gr.Dropdown([*SETS], value="paper", label="Methods", elem_id="which")
-        other = gr.Dropdown([], value=None, label="A second class beside it", elem_id="other")
+        other = gr.Dropdown([*classes], value=None, label="A second class beside it", elem_id="other")
         sorts = [
             (f"{name}: {metric.replace('_', ' ')}", name) for name, (metric, _) in METRICS.items() if name != "ADCC"
         ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from threading import Lock, RLock
+from time import monotonic
 
 import torch
 from PIL import Image
@@ -208,25 +209,27 @@ def look(model: Model, picture: str | Path | Image.Image, layer: str | None = No
 
 
 class Looks:
-    """What every user has open, by his session: the oldest go first, and those who leave go at once."""
+    """What every user has open, by his session: the oldest go first, those who leave go at once, the idle after an hour."""
 
-    def __init__(self, most: int = 32) -> None:
-        self._most, self._open, self._lock = most, OrderedDict[str, Look](), Lock()
+    def __init__(self, most: int = 32, idle: float = 3600) -> None:
+        self._most, self._idle, self._open, self._lock = most, idle, OrderedDict[str, tuple[float, Look]](), Lock()
 
     def put(self, session: str, look: Look) -> None:
         """Keep a user's picture, in place of the one that he had."""
         with self._lock:
             self._open.pop(session, None)
-            self._open[session] = look
-            while len(self._open) > self._most:
+            self._open[session] = monotonic(), look
+            while len(self._open) > self._most or next(iter(self._open.values()))[0] < monotonic() - self._idle:
                 self._open.popitem(last=False)
 
     def get(self, session: str) -> Look | None:
         """A user's picture; None if there is none, or no longer."""
         with self._lock:
-            if session in self._open:
-                self._open.move_to_end(session)
-            return self._open.get(session)
+            if session not in self._open:
+                return None
+            look = self._open.pop(session)[1]
+            self._open[session] = monotonic(), look
+            return look
 
     def drop(self, session: str) -> None:
         """Forget a user who left."""

@@ -1,8 +1,10 @@
 """The users of the page: what each has open, what he is shown of it, and the folder that holds his files."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import isnan
 from pathlib import Path
 from tempfile import mkdtemp
@@ -30,34 +32,46 @@ class Page:
 
     def __init__(self, models: Mapping[str, Model], folder: Path) -> None:
         self.models, self.folder, self.looks = dict(models), folder, Looks()
+        self._opening: dict[str, object] = {}
 
     def open(self, picture: str | Path | Image.Image, model: str, layer: str | None, session: str) -> Look:
-        """Read a picture and run the network on it, once.
+        """Read a picture and run the network on it, once; kept for its user, if he neither left nor opened another meanwhile.
 
         Raises
         ------
         gr.Error
             With the reason, when it is no picture or the layer does not fit.
         """
+        mine = self._opening[session] = object()
         try:
-            opened = look(self.models[model], picture, layer or None)
+            opened = self.read(picture, model, layer)
+        finally:
+            current = self._opening.get(session) is mine
+            if current:
+                del self._opening[session]
+        self._tidy()
+        if current:
+            self.looks.put(session, opened)
+        return opened
+
+    def read(self, picture: str | Path | Image.Image, model: str, layer: str | None = None) -> Look:
+        """The same, kept for nobody."""
+        try:
+            return look(self.models[model], picture, layer or None)
         except (PictureError, ValueError) as error:
             words = str(error)
             raise said(
                 words if isinstance(picture, Image.Image) else words.replace(str(picture), Path(picture).name)
             ) from None
-        self._tidy()
-        self.looks.put(session, opened)
-        return opened
 
     def _tidy(self) -> None:
         """Delete the oldest uploads and drawings where there are more than `HELD` bytes of them; the newest may be in use."""
-        files = sorted((each.stat().st_mtime, each) for each in self.folder.rglob("*") if each.is_file())
-        total, now = sum(each.stat().st_size for _, each in files), time()
-        for made, each in files:
+        files = sorted(_files(self.folder))
+        total, now = sum(size for _, size, _ in files), time()
+        for made, size, each in files:
             if total <= HELD or now - made < 60:
                 break
-            total -= each.stat().st_size
+            total -= size
             each.unlink(missing_ok=True)
 
     def of(self, session: str) -> Look:
@@ -80,6 +94,7 @@ class Page:
 
     def leave(self, session: str) -> None:
         """Forget a user, and what he could download."""
+        self._opening.pop(session, None)
         self.looks.drop(session)
         shutil.rmtree(self.folder / "downloads" / Path(session).name, ignore_errors=True)
 
@@ -101,18 +116,35 @@ class Page:
         seen = self.of(session)
         out = seen.explain([method], target, utility)
         mine = self.folder / "downloads" / Path(session).name
-        mine.mkdir(parents=True, exist_ok=True)
-        before, folder = list(mine.iterdir()), Path(mkdtemp(dir=mine))  # one that is being fetched is not written into
-        for each in before:
-            shutil.rmtree(each, ignore_errors=True)
-        blend(seen.view, out.heatmaps[method][0], opacity, colours).save(folder / "overlay.png")
-        np.savez_compressed(
-            folder / "map.npz",
-            heatmap=out.heatmaps[method][0].float().cpu().numpy(),
-            explanation=out.explanations[method][0].cpu().numpy(),
-        )
-        (folder / "explanation.json").write_text(json.dumps(facts(seen, out), indent=1, ensure_ascii=False), "utf-8")
-        return [str(folder / name) for name in ("overlay.png", "map.npz", "explanation.json")]
+        try:
+            return _written(mine, seen, out, blend(seen.view, out.heatmaps[method][0], opacity, colours))
+        except FileNotFoundError:  # he left meanwhile, and his folder with him
+            raise said(GONE_ON) from None
+
+
+def _written(mine: Path, seen: Look, out: Explanation, overlay: Image.Image) -> list[str]:
+    mine.mkdir(parents=True, exist_ok=True)
+    before, folder = list(mine.iterdir()), Path(mkdtemp(dir=mine))  # one that is being fetched is not written into
+    for each in before:
+        shutil.rmtree(each, ignore_errors=True)
+    (method,) = out.explanations
+    overlay.save(folder / "overlay.png")
+    np.savez_compressed(
+        folder / "map.npz",
+        heatmap=out.heatmaps[method][0].float().cpu().numpy(),
+        explanation=out.explanations[method][0].cpu().numpy(),
+    )
+    (folder / "explanation.json").write_text(json.dumps(facts(seen, out), indent=1, ensure_ascii=False), "utf-8")
+    return [str(folder / name) for name in ("overlay.png", "map.npz", "explanation.json")]
+
+
+def _files(folder: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each was made, its bytes, and where it is; some go while one looks."""
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = (Path(inner) / name).stat()
+                yield found.st_mtime, found.st_size, Path(inner) / name
 
 
 def facts(seen: Look, out: Explanation) -> dict[str, Any]:

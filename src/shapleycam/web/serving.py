@@ -98,7 +98,7 @@ def _launched(models: Mapping[str, Model], host: str, port: int, max_upload: str
         served.blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
             allowed_paths=[], max_file_size=max_upload, footer_links=[], ssr_mode=False, pwa=False, enable_monitoring=False,
-            inbrowser=False, run_history=False, css_paths=[Path(__file__).with_name("page.css")],
+            inbrowser=False, run_history=False, state_session_capacity=64, css_paths=[Path(__file__).with_name("page.css")],
         )  # fmt: skip
     except BaseException:
         served.close()
