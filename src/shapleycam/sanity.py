@@ -60,7 +60,7 @@ def randomisation(
         Names of submodules to draw anew, one after the other, each with all that is in it: ("fc", "layer4", "layer3"). None takes
         all that hold weights and ran, from the last down.
     seed, draw
-        `draw(layer, seed)` gives a layer new weights in place; as `load_model(..., weights="random")` does unless told otherwise.
+        `draw(layer, seed)` gives a layer new weights in place; `randomise` unless told otherwise.
 
     Raises
     ------

@@ -120,7 +120,7 @@ def load_model(
     ----------
     weights
         None for the published ones; the path of a .safetensors or .pth file, from which no code is run; or "random":
-        drawn from `seed`, with no tensor left at zero.
+        drawn from `seed`, with no tensor left at zero, and scaled by a pass of four images so that logits hang on the image.
     preprocess
         "own" for the network's, "paper" for the paper's: 256 pixels bilinear, the middle 224.
 
