@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from socket import gethostname
 from threading import Event, Thread
 from uuid import uuid4
 
-from .places import Place, alive, create, files, full_disk, host, remove, store_errors, write_whole
+from .places import Place, alive, create, files, full_disk, host, prune, remove, store_errors, write_whole
 from .store import Unit
 
 BEAT = 10.0
@@ -149,10 +148,7 @@ class Claims:
         for folder in (self.run / "claims", self.run / "workers"):
             for name in files(folder):
                 remove(folder / str(name))
-            if isinstance(folder, Path):
-                for inner in sorted(folder.glob("**/"), reverse=True):
-                    with suppress(OSError):  # another process began just now
-                        inner.rmdir()
+            prune(folder)
 
     def _lives(self, id: str) -> bool:
         machine, process, _ = id.rsplit("-", 2)

@@ -55,8 +55,9 @@ def beside(file: Place, named: str) -> Place:
 def files(folder: Place) -> Iterator[PurePosixPath]:
     """The files below a folder, relative to it, in no order."""
     if isinstance(folder, Path):
-        found = (path for path in folder.rglob("*") if path.is_file())
-        return (PurePosixPath(path.relative_to(folder).as_posix()) for path in found)
+        # Unlike rglob, it does not mind what is removed meanwhile.
+        found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+        return (PurePosixPath(path.relative_to(folder).as_posix()) for path in found if path.is_file())
     root = PurePosixPath(folder.path)
     return (PurePosixPath(each).relative_to(root) for each in folder.fs.find(folder.path))
 
@@ -119,6 +120,14 @@ def remove(path: Place) -> None:
     """Remove a file if it is there."""
     with suppress(FileNotFoundError):
         path.unlink()
+
+
+def prune(folder: Place) -> None:
+    """Remove a folder and what is below it, as far as no file is in them; stores have no folders."""
+    if isinstance(folder, Path):
+        for parent, _, _ in os.walk(folder, topdown=False):
+            with suppress(OSError):  # a file is, or another process was faster
+                Path(parent).rmdir()
 
 
 def sweep(folder: Place) -> None:
