@@ -280,3 +280,17 @@ def test_caption_is_folded_to_the_width_of_the_figure() -> None:
     box = caption.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     assert box.x1 <= figure.bbox.x1
     assert box.y0 >= 0
+
+
+def test_names_and_labels_of_small_tiles_do_not_run_into_each_other() -> None:
+    tiles = tuple(Tile(Image.new("RGB", (96, 96))) for _ in range(3))
+    rows = tuple(Row((name, "p = 0.000201"), tiles) for name in ("tiger cat", "boxer"))
+    figure = draw(Comparison(("IntegratedGradients", "ShapleyCAM", "ScoreCAM"), rows, "caption"))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = {text.get_text(): text.get_window_extent(renderer) for text in figure.texts}
+    one, two, three = (boxes[name] for name in ("IntegratedGradients", "ShapleyCAM", "ScoreCAM"))
+    assert one.x1 < two.x0
+    assert two.x1 < three.x0
+    upper, lower = (box for text, box in boxes.items() if "p =" in text)
+    assert upper.y0 > lower.y1
+    assert lower.y1 - lower.y0 <= 96

@@ -179,18 +179,20 @@ def draw(comparison: Comparison) -> "Figure":
     height = _HEAD + len(comparison.rows) * (h + _GAP) + foot
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
 
-    def write(x: int | float, y: int | float, text: str, size: int, **how: Any) -> None:
+    room = min(1.0, h / 112, *(w / (11 * len(column)) for column in comparison.columns))
+
+    def write(x: int | float, y: int | float, text: str, size: int | float, **how: Any) -> None:
         figure.text(x / width, 1 - y / height, text, size=size, parse_math=False, **how)
 
     for i, column in enumerate(comparison.columns):
-        write(left + i * (w + _GAP) + w / 2, _HEAD - 6, column, 9, ha="center", va="bottom")
+        write(left + i * (w + _GAP) + w / 2, _HEAD - 6, column, 9 * room, ha="center", va="bottom")
     for j, row in enumerate(comparison.rows):
         y = _HEAD + j * (h + _GAP)
         write(
             left - _GAP,
             y + h / 2,
             "\n".join(lines[j]),
-            8,
+            8 * room,
             rotation=90,
             ha="right",
             va="center",
@@ -203,7 +205,7 @@ def draw(comparison: Comparison) -> "Figure":
             axes.axis("off")
             if tile.corner:
                 box = {"facecolor": "black", "alpha": 0.65, "edgecolor": "none", "pad": 2}
-                axes.text(6, 6, tile.corner, size=8, color="white", ha="left", va="top", bbox=box)
+                axes.text(6, 6, tile.corner, size=8 * min(1.0, h / 112), color="white", ha="left", va="top", bbox=box)
     write(left, height - foot / 2 + 2, "\n".join(caption), 7, color="dimgrey", ha="left", va="center")
     return figure
 
