@@ -74,11 +74,14 @@ def test_a_signal_ends_the_page_without_a_traceback_and_leaves_nothing_behind(
         preexec_fn=lambda: signal(SIGINT, SIG_DFL),  # a shell ignores it for what it starts in the background
     )  # fmt: skip
     assert served.stderr is not None
-    assert "Ctrl-C ends it" in served.stderr.readline()
-    (folder,) = tmp_path.glob("shapleycam-*")
-    (folder / "upload.png").write_bytes(b"x")
-    served.send_signal(number)
-    printed, said = served.communicate(timeout=300)
+    try:
+        assert "Ctrl-C ends it" in served.stderr.readline()
+        (folder,) = tmp_path.glob("shapleycam-*")
+        (folder / "upload.png").write_bytes(b"x")
+        served.send_signal(number)
+        printed, said = served.communicate(timeout=300)
+    finally:
+        served.kill()
     assert (served.returncode, [*tmp_path.glob("shapleycam-*")]) == (code, [])
     assert "Traceback" not in said + printed
 
