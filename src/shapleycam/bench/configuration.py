@@ -46,8 +46,7 @@ class Configuration:
     fidelity: int = 0
     """Coalitions to play at most of each picture's game, to compare every method with its Shapley values; 0 for none."""
     metrics: tuple[str, ...] = ()
-    """insertion, deletion, road, beside the paper's metrics, for 102, 102 and 19 forward passes a heatmap; and randomisation, for
-    one a picture."""
+    """Beside the paper's: insertion, deletion, road, for 102, 102, 19 forward passes a heatmap; randomisation, one a picture."""
     budget: int | None = None
     """Forward passes a picture that RISE and KernelSHAP may spend each time; 4,000 if not given."""
 
