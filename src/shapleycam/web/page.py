@@ -49,13 +49,13 @@ class Page:
             current = self._opening.get(session) is mine
             if current:
                 del self._opening[session]
-        self._tidy()
         if current:
             self.looks.put(session, opened)
         return opened
 
     def read(self, picture: str | Path | Image.Image, model: str, layer: str | None = None) -> Look:
         """The same, kept for nobody."""
+        self._tidy()
         try:
             return look(self.models[model], picture, layer or None)
         except (PictureError, ValueError) as error:
