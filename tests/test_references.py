@@ -234,7 +234,8 @@ def test_measuring_keeps_to_the_budget_each_time() -> None:
     given: dict[str, Any] = {"layer": "4", "targets": TARGETS, "methods": "RISE", "budget": 20}
     assert passes(net, lambda: sc.measure(net, x, **given)) == 3 * (1 + 20 + 20 + 1 + 20 + 1)
     more = passes(net, lambda: sc.measure(net, x, metrics="randomisation", **given))
-    assert more == 3 * (1 + 20 + 20 + 1 + 20 + 1) + 3 * 21
+    # The new weights are scaled by a pass of four images.
+    assert more == 3 * (1 + 20 + 20 + 1 + 20 + 1) + 3 * 21 + 4
 
 
 # Refusals

@@ -47,8 +47,7 @@ def signs_of(expansion: Expansion, rows: Sequence[Method], limit: float) -> dict
     for row in rows:
         if row.weights is mean and row.order != "none":
             parts = (getattr(expansion, each).flatten(2) for each in INGREDIENTS[row.order])
-            ends = [end for part in parts for end in _range(part - part[..., :1])]
-            signs[f"{row.name} is flat"] = (torch.stack(ends) == 0).all(0)
+            signs[f"{row.name} is flat"] = torch.stack([_level(part) for part in parts]).all(0)
     if expansion.path is not None and expansion.full is not None and expansion.empty is not None:
         shared = (expansion.path * expansion.maps).flatten(1).sum(1)
         signs["path gap"] = efficiency_gap(shared, expansion.full, expansion.empty)
@@ -60,6 +59,12 @@ def _range(maps: Tensor) -> tuple[Tensor, Tensor]:
     """The smallest and the largest number of each image; either is NaN where one is. Norms and comparisons take far longer."""
     flat = maps.detach().flatten(1)
     return flat.amin(1), flat.amax(1)
+
+
+def _level(part: Tensor) -> Tensor:
+    """Whether (b, n, positions) is the same at all positions but for rounding, an image each."""
+    spread = (part.amax(2) - part.amin(2)).amax(1)
+    return spread <= 32 * torch.finfo(part.dtype).eps * part.abs().amax((1, 2))
 
 
 def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:

@@ -64,6 +64,9 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
                     _say(console, f"problem: {problem}")
             if stopped():
                 break
+        else:
+            standing.done = total - sum(len(planned.items_of(unit)) for unit in planned.missing())
+            watch(Step(planned.units[-1], 0))  # what others did in the end was not told any more
     return _conclusion(planned, stopped()) if first or stopped() else 0
 
 
@@ -89,6 +92,8 @@ def _conclusion(planned: Plan, stopped: int) -> int:
         sys.stdout.write(f"{planned.run}: {len(planned.items)} pictures, all {parts} parts complete\n")
     if errors:
         sys.stderr.write(f"rows without numbers: {errors}; the column status says why\n")
+    if planned.machine.engine == "torchrun" and not missing:
+        return 0  # torchrun would start all ranks again
     return 128 + stopped if stopped and missing else int(errors > 0 or missing > 0)
 
 

@@ -17,6 +17,7 @@ from ..theory.cams import METHODS
 from . import store
 from .datasets import Item
 from .loaded import Loaded
+from .places import Place
 from .planned import Plan
 from .rows import failed_rows, measured_rows
 from .store import Unit
@@ -75,6 +76,14 @@ def _read(item: Item, crop: Callable[[Any], Any]) -> Read:
         return PictureError(f"{item.name} cannot be read: {error}")
 
 
+def _refuse_lost(source: Place | None) -> None:
+    """Pictures that are all gone are no rows: a folder is not mounted, say, and will be again."""
+    if source is not None and not source.exists():
+        raise FileNotFoundError(
+            f"the pictures are no longer at {str(source)!r}; bring them back, the same command again goes on from there"
+        )
+
+
 def rows_of(plan: Plan, loaded: Loaded, labels: dict[str, int | None], job: Job, reads: list[Read]) -> pa.Table:
     """The rows of a batch, in the order of its pictures."""
     c, unit, items = plan.configuration, job.unit, job.items
@@ -88,6 +97,8 @@ def rows_of(plan: Plan, loaded: Loaded, labels: dict[str, int | None], job: Job,
             bad.append((item, f"it has {label}, and the label is to be the target; give labels with --labels FILE"))
         else:
             good.append((item, read))
+    if bad:
+        _refuse_lost(plan.source)
     tables = [failed_rows(unit, [(item.name, labels[item.name], reason) for item, reason in bad])]
     if good:
         names = [item.name for item, _ in good]

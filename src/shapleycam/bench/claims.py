@@ -63,13 +63,13 @@ class Claims:
         self._beat()
         self.before = {worker.id: worker for worker in self.others()}
         """The processes that were at work when this one began."""
-        self._told = dict(self.before)
-        if (alone and self.before) or any(worker.alone for worker in self.before.values()):
+        if rivals := self._rivals():
             remove(self._file(self.me.id))
             raise ValueError(
-                f"{', '.join(worker.name for worker in self.before.values())} works on the run in {str(run)!r}, and of an "
-                "engine that deals out the parts itself there can be but one; wait for it, or stop it and start again"
+                f"{', '.join(rivals)} works on the run in {str(run)!r}, and a Ray driver must be alone on a run; wait for it, "
+                "or stop it and start again"
             )
+        self._told = dict(self.before)
         self._over = Event()
         self._heart = Thread(target=self._live, name="heartbeat", daemon=True)
         self._heart.start()
@@ -149,6 +149,21 @@ class Claims:
             for name in files(folder):
                 remove(folder / str(name))
             prune(folder)
+
+    def _rivals(self) -> list[str]:
+        """The living processes with which this one cannot share; of those that may be dead it waits for a beat."""
+        first = self.before
+        while self.before and (self.me.alone or any(worker.alone for worker in self.before.values())):
+            moved = [
+                worker.name
+                for worker in self.before.values()
+                if worker.id.startswith(f"{host()}-") or worker.beat != first.get(worker.id, worker).beat
+            ]
+            if moved:
+                return moved
+            time.sleep(POLL)
+            self.before = {worker.id: worker for worker in self.others()}
+        return []
 
     def _lives(self, id: str) -> bool:
         machine, process, _ = id.rsplit("-", 2)

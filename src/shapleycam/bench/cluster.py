@@ -189,6 +189,7 @@ def _told(board: Any) -> list[News]:
 @contextmanager
 def _connected(machine: Machine) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # or what still runs at the end begins another cluster
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of its own doings as errors
     import ray
     import ray.data

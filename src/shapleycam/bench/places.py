@@ -98,10 +98,14 @@ def create(path: Place, data: bytes) -> bool:
         except FileExistsError:
             return False
         return True
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        _write(temporary, data)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, data)
+        except FileNotFoundError:  # another process has just removed the empty folder
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(temporary, data)
         try:
             os.link(temporary, path)  # fails if it is there, unlike os.replace
         except FileExistsError:

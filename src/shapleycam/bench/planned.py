@@ -34,6 +34,8 @@ class Plan:
     machine: Machine
     facts: dict[str, Any]
     """What `run.json` says."""
+    source: Place | None = None
+    """Where the pictures are here."""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -125,7 +127,7 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
             "give the configuration that is there to go on with it"
         )
     sweep(run)
-    return Plan(run, items, configuration, machine, facts)
+    return Plan(run, items, configuration, machine, facts, source)
 
 
 def count_pictures(source: Place, labels: Path | None) -> int:

@@ -13,7 +13,7 @@ from . import store
 from .batches import Job, Read, decoded, jobs, rows_of
 from .claims import POLL, Claims
 from .loaded import Loaded, class_indices
-from .places import write_whole
+from .places import full_disk, write_whole
 from .planned import Plan
 from .rows import problems
 from .store import Footer, Unit
@@ -64,6 +64,7 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
                         yield from _news(claims, step.unit)
             left = tuple(unit for unit in left if unit not in writer.waiting and not plan.complete(unit))
             if left and claims.me.pictures == before:
+                claims.tell(0, 0)  # who waits does not hang
                 yield Step(left[0], 0)
                 yield from _news(claims, left[0])
                 time.sleep(POLL)
@@ -146,7 +147,7 @@ class Writer:
             try:
                 write_whole(unit.path(self.plan.run), data)
             except OSError as error:
-                if len(self.waiting) >= WAITING:
+                if len(self.waiting) >= WAITING or not full_disk(error):
                     raise
                 self.problem = f"{len(self.waiting)} parts wait for room on the disk: {error}"
                 return
