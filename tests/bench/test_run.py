@@ -18,11 +18,13 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from upath import UPath
 
 import tiny
 from shapleycam import measure
-from shapleycam.bench import batches, claims, places
-from shapleycam.bench.run import measured
+from shapleycam.bench import batches, claims, places, store
+from shapleycam.bench.batches import decoded, jobs
+from shapleycam.bench.run import measured, unit_steps
 from shapleycam.bench.store import explanation_map, read_configuration, read_footer, read_rows
 from tiny import Planned, finish
 from unchecked import library
@@ -285,6 +287,25 @@ def test_ctrl_c_finishes_the_batch_and_says_how_to_go_on(
     rows = read_rows(tmp_path / "stopped")
     assert rows.num_rows % 6 == 0  # whole batches
     assert finish(planned("stopped")).equals(undisturbed)
+
+
+def test_a_unit_that_is_done_comes_out_as_it_is_when_it_is_dealt_out_again(planned: Planned) -> None:
+    plan, found = planned(), []
+    finish(plan)
+    unit, loaded = plan.units[1], plan.load("tiny:network")
+    batches = decoded(jobs(plan, unit, 2), loaded.model, 1)
+    labels = dict.fromkeys((item.name for item in plan.items), None)
+    steps = list(unit_steps(plan, loaded, labels, unit, batches, lambda *given: found.append(given)))
+    assert sum(step.pictures for step in steps) == 4
+    ((_, data, complete),) = found
+    assert complete
+    assert store.read_part(UPath(memory(data))).equals(store.read_part(unit.path(plan.run)))
+
+
+def memory(data: bytes) -> str:
+    """Where the bytes lie as a file."""
+    UPath("memory://part.parquet").write_bytes(data)
+    return "memory://part.parquet"
 
 
 def test_shards_of_several_machines_copied_into_one_folder_are_one_run(

@@ -151,4 +151,4 @@ def _is_second(name: str) -> bool:
 def _ordered(rows: pa.Table, items: tuple[Item, ...]) -> pa.Table:
     places = {item.name: place for place, item in enumerate(items)}
     order = sorted(range(rows.num_rows), key=[places[name] for name in rows["picture"].to_pylist()].__getitem__)
-    return rows.take(order)
+    return rows.take(pa.array(order, pa.int64()))  # of no rows as well
