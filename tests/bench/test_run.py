@@ -38,7 +38,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from shapleycam.bench import batches, places, store
+from shapleycam.bench import batches, places, run
 from shapleycam.cli import main
 
 moment, count, calls = sys.argv.pop(1), int(sys.argv.pop(1)), 0
@@ -68,7 +68,7 @@ elif moment == "writing":
 elif moment == "renaming":
     at(Path, "replace")
 elif moment == "after":
-    at(store, "write_part", store.write_part)
+    at(run, "write_whole", run.write_whole)
 main()
 """
 
