@@ -2,6 +2,7 @@
 
 import errno
 import io
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from shapleycam import cli, progress
-from shapleycam.bench import places
+from shapleycam.bench import places, ranks
 from shapleycam.bench.claims import Claims
+from shapleycam.bench.ranks import Rank
 from shapleycam.bench.run import Step
 from shapleycam.bench.store import Unit, read_configuration, read_rows
 
@@ -78,6 +80,48 @@ def test_several_processes_have_one_line_with_the_speed_of_each_and_their_failur
     assert standing.speed() == "16.5 pictures/s (8 processes, 1.0 to 3.5 each)"
     standing(Step(unit, 10_000, (), "rank 1"))  # what a killed process had done is done again
     assert standing.done == 1000
+
+
+def test_pictures_that_were_on_disk_are_done_but_make_nothing_faster() -> None:
+    now = [0.0]
+    standing, unit = progress.Standing(1000, 0, "me", clock=lambda: now[0]), Unit("swin_t", "gap", "rest", 0)
+    now[0] = 10.0
+    standing(Step(unit, 0, found=60))
+    standing(Step(unit, 40))
+    assert (standing.done, standing.speed(), standing.left()) == (100, "4.0 pictures/s", "0:03:45")
+
+
+@pytest.mark.parametrize("processes", [1, 2, 9])
+def test_a_bar_fits_a_narrow_terminal_with_all_its_numbers(processes: int) -> None:
+    file, now = io.StringIO(), [0.0]
+    console = Console(file=file, width=80, force_terminal=True, color_system=None)
+    standing = progress.Standing(1_200_000, 0, "rank 0", clock=lambda: now[0])
+    with progress._bar(console, standing) as watch:
+        for number in range(processes):
+            now[0] += 30.0
+            watch(Step(Unit("efficientnet_lite0", "conv", "log-softmax", 0), 5000, ("x",), f"rank {number}"))
+    for words in (f"{5000 * processes}/1200000", standing.speed(named=False), f"{standing.left()} left", "failure"):
+        assert words in file.getvalue()
+
+
+def test_a_second_signal_ends_it_at_once_with_its_own_code() -> None:
+    with progress._stoppable("finishing this batch") as stopped:
+        signal.raise_signal(signal.SIGTERM)
+        assert stopped() == signal.SIGTERM
+        with pytest.raises(SystemExit) as end:
+            signal.raise_signal(signal.SIGTERM)
+    assert end.value.code == 128 + signal.SIGTERM
+
+
+def test_a_rank_waits_for_the_first_one_to_begin_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "POLL", 0.01)
+    Rank(0, 0).wait(tmp_path, 0.0)
+    with pytest.raises(TimeoutError, match="rank 0 has not begun the run"):
+        Rank(1, 1).wait(tmp_path, 0.03)
+    (tmp_path / "run.json").touch()
+    Rank(1, 1).wait(tmp_path, 0.0)
 
 
 def test_a_finished_run_ends_with_0_and_the_same_command_again_too(

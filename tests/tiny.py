@@ -80,6 +80,20 @@ class Asleep(nn.Sequential):
         return super().forward(images)
 
 
+class Raising(nn.Sequential):
+    """Raises where $RAISES is set."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if "RAISES" in os.environ:
+            raise ValueError("this network has no idea")
+        return super().forward(images)
+
+
+def raising() -> Model:
+    """The same, but raises."""
+    return network(Raising)
+
+
 def mortal() -> Model:
     """The same, but dies once."""
     return network(Mortal)

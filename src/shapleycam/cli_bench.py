@@ -92,6 +92,7 @@ def plan(
         raise ValueError(f"rate is {rate!r}, expected measured or a number of forward passes a second") from error
     if processes < 1:
         raise ValueError(f"processes is {processes}, expected a number of processes, at least 1")
+    hours_of = "hours" if processes == 1 else f"hours of {processes}"
     costs = estimate(locate(pictures), configuration, machine, speed)
     hours = [cost.hours / processes for cost in costs]
     rows = [
@@ -99,15 +100,19 @@ def plan(
             cost.model,
             f"{cost.passes:,}",
             f"{cost.rate:.1f}",
-            f"{some:,.1f}",
+            _hours(some),
             f"{cost.rows:,}",
             f"{cost.bytes / 1e6:,.1f}",
         )
         for cost, some in zip(costs, hours, strict=True)
     ]
     passes, all_rows, size = (sum(getattr(cost, name) for cost in costs) for name in ("passes", "rows", "bytes"))
-    rows.append(("in all", f"{passes:,}", "", f"{sum(hours):,.1f}", f"{all_rows:,}", f"{size / 1e6:,.1f}"))
-    return as_table(("network", "passes", "passes/s", "hours", "rows", "MB on disk"), rows)
+    rows.append(("in all", f"{passes:,}", "", _hours(sum(hours)), f"{all_rows:,}", f"{size / 1e6:,.1f}"))
+    return as_table(("network", "passes", "passes/s", hours_of, "rows", "MB on disk"), rows)
+
+
+def _hours(number: float) -> str:
+    return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def table(

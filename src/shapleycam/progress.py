@@ -22,6 +22,8 @@ from .bench.run import Step, measured
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0
 """Seconds between lines in a log."""
+WIDE = 110
+"""Columns of a terminal that has room for a bar, and model, layer and utility beside the numbers."""
 FEW = 4
 """Processes whose speeds are told one by one."""
 SHOWN = 10
@@ -40,7 +42,11 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
     if machine.engine == "torchrun":
         me = rank()
         machine = me.machine(machine)
-        me.wait(run)
+        me.wait(run, machine.stall)
+    if machine.engine == "ray":
+        from .bench.cluster import reach
+
+        reach(machine.address)
     first = me is None or me.number == 0
     if first:
         _say(console, f"loading {', '.join(configuration.models)}")
@@ -50,14 +56,14 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
     shown = _bar(console, standing) if console.is_terminal else nullcontext(Log(console, standing))
     problems = 0
     with (
-        _stoppable() as stopped,
+        _stoppable("leaving what actors are at" if machine.engine == "ray" else "finishing this batch") as stopped,
         closing(_engine(planned, me)) as steps,
         shown if first else nullcontext(standing) as watch,  # ranks have one bar
     ):
         for step in steps:
-            if machine.engine == "local" and step.worker and step.worker not in standing.pictures:
-                _say(console, f"{step.worker} works on this run too; the two share its parts")
             watch(step)
+            if first and step.said:
+                _say(console, step.said)
             for problem in step.problems:
                 problems += 1
                 if problems <= SHOWN:
@@ -86,7 +92,8 @@ def _conclusion(planned: Plan, stopped: int) -> int:
     errors, missing, parts = planned.errors(), len(planned.missing()), len(planned.units)
     if missing:
         why = "stopped" if stopped else "ended with parts that could not be written"
-        again = f"the same command again goes on from there: shapleycam {shlex.join(sys.argv[1:])}"
+        by = "torchrun ... -m " if planned.machine.engine == "torchrun" else ""
+        again = f"the same command again goes on from there: {by}shapleycam {shlex.join(sys.argv[1:])}"
         sys.stderr.write(f"{why}; {parts - missing} of {parts} parts are complete, {again}\n")
     else:
         sys.stdout.write(f"{planned.run}: {len(planned.items)} pictures, all {parts} parts complete\n")
@@ -133,7 +140,7 @@ class Standing:
         worker = step.worker or self.me
         if step.pictures or step.worker:
             self.pictures[worker] = self.pictures.get(worker, 0) + step.pictures
-            self.done = min(self.done + step.pictures, self.total)  # what a killed one did is done again
+        self.done = min(self.done + step.pictures + step.found, self.total)  # what a killed one did is done again
         self.failures += step.failures or len(step.problems)
         self.where = f"{step.unit.model} {step.unit.layer} {step.unit.utility}"
 
@@ -147,7 +154,8 @@ class Standing:
         if len(each) <= FEW:
             several = (f"{name} {speed:.1f}" if named else f"{speed:.1f}" for name, speed in sorted(each.items()))
             return f"{said} ({(', ' if named else ' + ').join(several)})"
-        return f"{said} ({len(each)} processes, {min(each.values()):.1f} to {max(each.values()):.1f} each)"
+        speeds = f"{min(each.values()):.1f} to {max(each.values()):.1f}"
+        return f"{said} ({len(each)} processes, {speeds} each)" if named else f"{said} ({len(each)} x {speeds})"
 
     def left(self) -> str:
         """The time that is left, if nothing changes."""
@@ -166,7 +174,7 @@ def _bar(console: Console, standing: Standing) -> Iterator[Callable[[Step], None
         TextColumn("{task.fields[where]}"), BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
         TextColumn("{task.fields[left]} left"), TextColumn("[red]{task.fields[failed]}"),
     )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns[0 if console.width >= WIDE else 2 :], console=console) as progress:
         task = progress.add_task(
             "", total=standing.total, completed=standing.done, where="", speed="", left="?", failed=""
         )
@@ -197,15 +205,15 @@ class Log:
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], int]]:
+def _stoppable(doing: str) -> Iterator[Callable[[], int]]:
     """Gives the number of the signal that asked to stop, or 0; a second one stops at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked:
-            raise KeyboardInterrupt
+            sys.exit(128 + number)
         asked.append(number)
-        sys.stderr.write("finishing this batch; once more to stop at once\n")
+        sys.stderr.write(f"{doing}; once more to stop at once\n")
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}

@@ -1,5 +1,7 @@
 """Made-up pictures, and runs of a tiny network over them."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,14 @@ from PIL import Image
 from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.planned import Plan, plan
 from tiny import Planned, finish
+
+
+@pytest.fixture(autouse=True)
+def nobody_left_at_work() -> Iterator[None]:
+    """A process that is not closed says for ever that it lives; checked by beartype, that draws from Python's generator."""
+    before = set(threading.enumerate())
+    yield
+    assert "heartbeat" not in [thread.name for thread in set(threading.enumerate()) - before]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from shapleycam.bench import store
+from shapleycam.bench.places import write_whole
 
 WHERE = {"model": "resnet18", "layer": "gap", "utility": "rest"}
 
@@ -43,6 +44,11 @@ def drawn(methods: Sequence[str], pictures: int = 20, seed: int = 0, **where: st
     ]
 
 
+def write_part(path: Path, some: pa.Table, footer: store.Footer) -> None:
+    """A part, as a run writes it."""
+    write_whole(path, store.part_bytes(some, footer))
+
+
 def write_run(folder: Path, entries: Sequence[Mapping[str, Any]], **facts: Any) -> Path:
     """A finished run of these entries, a part for each network, target layer and utility."""
     configuration = {"preprocess": "own", "pictures": {"count": len({e["picture"] for e in entries})}}
@@ -52,5 +58,5 @@ def write_run(folder: Path, entries: Sequence[Mapping[str, Any]], **facts: Any) 
     for unit in units:
         mine = [e for e in entries if tuple(e[name] for name in WHERE) == unit]
         footer = store.Footer(whole["hash"], "weights", complete=True, pictures=len(mine), errors=0)
-        store.write_part(store.Unit(*unit, 0).path(folder), rows(mine), footer)
+        write_part(store.Unit(*unit, 0).path(folder), rows(mine), footer)
     return folder

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_elsewhere_a_process_is_dead_when_its_beats_stand_still_by_the_own_clock
     assert not waiting.take(UNITS[0])
     now[0] += claims.EXPIRY - 1
     assert not waiting.take(UNITS[0])
-    now[0] += 2
+    now[0] += claims.BEAT
     assert waiting.take(UNITS[0])
     waiting.close()
     other.close()
@@ -122,7 +123,7 @@ def test_clocks_of_other_machines_that_are_wrong_change_nothing(tmp_path: Path, 
 def test_a_process_that_has_hung_no_longer_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "BEAT", 0.001)
     now = [0.0]
-    one = Claims(tmp_path, clock=lambda: now[0])
+    one = Claims(tmp_path, patience=7.0, clock=lambda: now[0])
     file = tmp_path / "workers" / f"{one.me.id}.json"
 
     def beats() -> bool:
@@ -131,7 +132,7 @@ def test_a_process_that_has_hung_no_longer_says_that_it_lives(tmp_path: Path, mo
         return one.me.beat > before
 
     assert beats()
-    now[0] = claims.PATIENCE + 1
+    now[0] = 8
     one._over.wait(0.1)
     assert not beats()
     one.tell(2, 1)
@@ -182,8 +183,8 @@ def test_a_full_disk_keeps_nobody_from_work(tmp_path: Path, monkeypatch: pytest.
     assert list(one.each(UNITS, nothing)) == list(UNITS)
     one.close()
     monkeypatch.setattr(places, "_write", lambda *given: (_ for _ in ()).throw(PermissionError("not yours")))
-    with pytest.raises(PermissionError), pytest.MonkeyPatch.context():
-        Claims(tmp_path).take(UNITS[0])
+    with closing(Claims(tmp_path)) as one, pytest.raises(PermissionError):
+        one.take(UNITS[0])
 
 
 def test_a_worker_that_cannot_be_read_is_none(tmp_path: Path) -> None:
@@ -204,3 +205,90 @@ def test_a_complete_run_keeps_neither_claims_nor_workers(run: Any) -> None:
     assert list(places.files(run)) == []
     if isinstance(run, Path):
         assert list(run.iterdir()) == []
+
+
+def test_a_store_is_asked_little_while_others_work(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others hold is seen in a listing, and what they have written in another."""
+    other, one = Claims(run), Claims(run)
+    assert list(other.each(UNITS[:3], nothing)) == list(UNITS[:3])
+    asked: list[str] = []
+    create, look = claims.create, Claims._look
+    monkeypatch.setattr(claims, "create", lambda *given: asked.append("create") or create(*given))
+    monkeypatch.setattr(Claims, "_look", lambda self, id: asked.append("look") or look(self, id))
+    assert list(one.each(UNITS, nothing, lambda unit: unit.part == 4)) == [UNITS[3], UNITS[5]]
+    assert asked == ["create"] * 2 + ["look"] * 3
+    for each in (other, one):
+        each.close()
+
+
+def test_free_units_come_first_and_then_those_of_the_dead(run: Any) -> None:
+    dead, living, one = died(run), Claims(run), Claims(run)
+    assert dead.take(UNITS[0])
+    assert living.take(UNITS[1])
+    assert list(one.each(UNITS[:4], nothing)) == [UNITS[2], UNITS[3], UNITS[0]]
+    for each in (living, one):
+        each.close()
+
+
+def test_an_owner_is_read_again_before_a_claim_of_the_same_name_is_passed_over(run: Any) -> None:
+    dead, one = died(run), Claims(run)
+    assert dead.take(UNITS[0])
+    assert one._owner(run.joinpath("claims", *UNITS[0].folders) / "00000-0") == dead.me.id
+    dead.release(UNITS[0])
+    living = Claims(run)
+    assert living.take(UNITS[0])
+    assert list(one.each(UNITS[:1], nothing)) == []
+    for each in (living, one):
+        each.close()
+
+
+def test_of_other_shards_nothing_is_told_for_they_share_no_part(run: Any) -> None:
+    now = [0.0]
+    shards = {shard: Claims(run, shard, shard=shard, clock=lambda: now[0]) for shard in ("1/2", "2/2", "1/1")}
+    for each in shards.values():
+        each.tell(5, 0)
+        each._beat()
+    now[0] += claims.BEAT
+    told = {shard: sorted(name for name, _, _ in each.news()) for shard, each in shards.items()}
+    assert told == {"1/2": [], "2/2": [], "1/1": ["1/2", "2/2"]}
+    for each in shards.values():
+        each.close()
+
+
+def test_a_driver_waits_for_the_sign_of_life_of_one_that_may_be_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another machine: one whose beats stand still is waited for, and one that beats is a rival."""
+    now, expiry = [0.0], claims.EXPIRY
+
+    def file(beat: int) -> None:
+        places.write_whole(
+            tmp_path / "workers" / "elsewhere-1-abc.json",
+            json.dumps({"id": "elsewhere-1-abc", "name": "the old driver", "alone": True, "beat": beat}).encode(),
+        )
+
+    def later(seconds: float) -> None:
+        now[0] += claims.BEAT
+        if beats:
+            file(round(now[0]))
+
+    monkeypatch.setattr(claims.time, "sleep", later)
+    beats = False
+    file(7)
+    driver = Claims(tmp_path, alone=True, clock=lambda: now[0])
+    assert now[0] > expiry
+    driver.close()
+    beats = True
+    file(7)
+    with pytest.raises(ValueError, match="the old driver works on the run in"):
+        Claims(tmp_path, alone=True, clock=lambda: now[0])
+
+
+def test_a_complete_run_keeps_nothing_half_written_of_whatever_machine(tmp_path: Path) -> None:
+    left = tmp_path / "parts" / "00001.parquet.tmp-elsewhere-12-3"
+    places.write_whole(left, b"half")
+    first = Claims(tmp_path)
+    places.sweep(tmp_path)  # at the start of a run, where its process may still be at it
+    assert left.exists()
+    first.sweep()
+    assert not left.exists()

@@ -183,6 +183,19 @@ def test_a_stall_ends_in_words_that_say_what_to_set(bench: Bench, tmp_path: Path
     assert "--stall" in said
 
 
+def test_what_a_network_raises_in_an_actor_is_said_in_a_line(bench: Bench, tmp_path: Path) -> None:
+    end(bench("--shard", "1/6", model="raising"))
+    said = end(bench("--engine", "ray", model="raising", RAISES="1"), 1)
+    assert "shapleycam: an actor failed at part" in said
+    assert "ValueError: this network has no idea" in said
+    assert "Traceback" not in said
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(bench: Bench) -> None:
+    said = end(bench("--engine", "ray", "--address", "127.0.0.1:9"), 1)
+    assert said.startswith("shapleycam: nobody answers at '127.0.0.1:9' (--address)")
+
+
 def test_no_cluster_at_the_address_is_said(bench: Bench) -> None:
     said = end(bench("--engine", "ray", "--address", "auto"), 1)
     assert "Traceback" not in said

@@ -82,6 +82,10 @@ def test_positions_count_on_disk(pictures: Path, monkeypatch: pytest.MonkeyPatch
     [
         (["5", "--rate", "fast"], "rate is 'fast', expected measured or a number"),
         (["5", "--rate", "0"], "rate is 0.0, expected measured or a number"),
+        (["5", "--rate", "inf"], "rate is inf, expected measured or a number"),
+        (["0", "--rate", "1"], "pictures is 0"),
+        (["5", "--rate", "1", "--models", "resnet18,resnet05"], "unknown model 'resnet05'"),
+        (["5", "--rate", "1", "--models", "resnet18", "--layers", "nowhere"], "nowhere"),
         (["5", "--processes", "0"], "processes is 0"),
         (["5", "--rate", "1", "--methods", "GradCAM,ScoreCAM"], "ScoreCAM: passes that cannot be counted"),
         (["nowhere", "--rate", "1"], "'nowhere' is not there"),
@@ -110,5 +114,5 @@ def test_the_command_prints_a_line_a_network_and_what_it_makes_in_all(
     assert not end.value.code
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines[1:]] == ["resnet18", "swin_t", "in"]
-    assert lines[1][1:5] == ["600", "0.5", "0.2", "200"]
-    assert lines[3][2:5] == ["1,200", "0.3", "400"]
+    assert lines[1][1:5] == ["600", "0.5", "0.17", "200"]
+    assert lines[3][2:5] == ["1,200", "0.33", "400"]

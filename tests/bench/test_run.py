@@ -22,7 +22,7 @@ from upath import UPath
 
 import tiny
 from shapleycam import measure
-from shapleycam.bench import batches, claims, places, store
+from shapleycam.bench import batches, claims, places, run, store
 from shapleycam.bench.batches import decoded, jobs
 from shapleycam.bench.run import measured, unit_steps
 from shapleycam.bench.store import explanation_map, read_configuration, read_footer, read_rows
@@ -296,7 +296,7 @@ def test_a_unit_that_is_done_comes_out_as_it_is_when_it_is_dealt_out_again(plann
     batches = decoded(jobs(plan, unit, 2), loaded.model, 1)
     labels = dict.fromkeys((item.name for item in plan.items), None)
     steps = list(unit_steps(plan, loaded, labels, unit, batches, lambda *given: found.append(given)))
-    assert sum(step.pictures for step in steps) == 4
+    assert sum(step.found for step in steps) == 4
     ((_, data, complete),) = found
     assert complete
     assert store.read_part(UPath(memory(data))).equals(store.read_part(unit.path(plan.run)))
@@ -372,6 +372,88 @@ def test_a_disk_that_stays_full_leaves_whole_parts_and_says_which_are_missing(
     assert plan.missing() == plan.units[3:]
     assert not list(plan.run.rglob("*.tmp-*"))
     assert finish(planned()).equals(undisturbed)
+
+
+def test_a_store_that_does_not_answer_for_a_while_costs_no_row(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, real, calls = planned(), run.write_whole, 0
+
+    def away(path: Path, data: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise ConnectionError("nobody answers")
+        real(path, data)
+
+    monkeypatch.setattr(run, "write_whole", away)
+    problems = [problem for step in measured(plan) for problem in step.problems]
+    assert problems == [f"{n} parts cannot be written yet: nobody answers" for n in (1, 2)]
+    assert read_rows(plan.run).equals(undisturbed)
+
+
+def test_a_part_that_another_process_has_just_completed_is_not_replaced_by_half_of_it(planned: Planned) -> None:
+    plan, slower = planned(), planned()
+    finish(plan)
+    unit = plan.units[0]
+    whole = unit.path(plan.run).read_bytes()
+    run.Writer(slower).part(unit, b"half", False)
+    assert unit.path(plan.run).read_bytes() == whole
+    run.Writer(slower).part(unit, b"whole", True)
+    assert unit.path(plan.run).read_bytes() == b"whole"
+    run.Writer(planned()).part(unit, b"half", False)  # what is there is no part
+    assert unit.path(plan.run).read_bytes() == b"half"
+
+
+def test_a_finished_run_that_is_called_again_is_left_as_it_is(planned: Planned) -> None:
+    finish(planned())
+    file = planned().run / "run.json"
+    before, when = file.read_bytes(), file.stat().st_mtime_ns
+    assert list(measured(planned())) == []
+    assert (file.read_bytes(), file.stat().st_mtime_ns) == (before, when)
+    (planned().run / "claims").mkdir()
+    facts = read_configuration(planned().run)
+    del facts["times"]["finished"]
+    store.rewrite(planned().run, facts)  # as if it had been killed just before the end
+    assert list(measured(planned())) == []
+    assert "finished" in read_configuration(planned().run)["times"]
+    assert not (planned().run / "claims").exists()
+
+
+def test_who_waits_for_others_says_for_whom(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned()
+    other, slept = claims.Claims(plan.run, "node7"), list[float]()
+    assert other.take(plan.units[1])
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 5:
+            other.close()
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    said = [step.said for step in measured(plan) if step.said]
+    assert said == ["node7 works on this run too; the two share its parts", "waiting for 1 parts that are with node7"]
+    assert slept == [1, 2, 3, 4, 5]
+
+
+def test_pictures_on_a_disk_that_has_gone_or_a_store_that_does_not_answer_are_no_rows(
+    planned: Planned, undisturbed: pa.Table, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = shutil.copytree(pictures, tmp_path / "mounted")
+    plan = planned(source=source)
+    source.rename(tmp_path / "unmounted")
+    with pytest.raises(FileNotFoundError, match="the pictures are no longer at"):
+        finish(plan)
+    (tmp_path / "unmounted").rename(source)
+
+    def away(*given: Any) -> Any:
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(batches, "pixels", away)
+        with pytest.raises(TimeoutError):
+            finish(planned(source=source))
+    assert finish(planned(source=source)).equals(undisturbed)
 
 
 def test_pictures_that_cannot_be_read_are_rows_with_the_reason_and_the_others_are_measured(

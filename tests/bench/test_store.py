@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bench.made import write_part
 from shapleycam.bench import places, store
 from shapleycam.bench.store import (
     SCHEMA,
@@ -20,7 +21,6 @@ from shapleycam.bench.store import (
     pack,
     read_configuration,
     read_rows,
-    write_part,
 )
 from tiny import Planned, finish
 
@@ -178,7 +178,7 @@ def test_a_damaged_part_is_made_anew_by_the_next_start(planned: Planned) -> None
     quiet = finish(plan)
     whole = plan.units[1].path(plan.run)
     whole.write_bytes(whole.read_bytes()[:100])
-    assert plan.missing() == (plan.units[1],)
+    assert planned().missing() == (plan.units[1],)
     assert finish(planned()).equals(quiet)
 
 
@@ -193,5 +193,5 @@ def test_a_part_of_another_configuration_is_made_anew(planned: Planned) -> None:
     quiet = finish(plan)
     finish(other)
     shutil.copy(other.units[2].path(other.run), plan.units[2].path(plan.run))
-    assert plan.missing() == (plan.units[2],)
+    assert planned().missing() == (plan.units[2],)
     assert finish(planned()).equals(quiet)

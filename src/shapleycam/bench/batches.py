@@ -17,7 +17,7 @@ from ..theory.cams import METHODS
 from . import store
 from .datasets import Item
 from .loaded import Loaded
-from .places import Place
+from .places import Place, passes
 from .planned import Plan
 from .rows import failed_rows, measured_rows
 from .store import Unit
@@ -73,6 +73,8 @@ def _read(item: Item, crop: Callable[[Any], Any]) -> Read:
     except PictureError as error:
         return error
     except OSError as error:
+        if passes(error):  # nothing that the picture is to blame for
+            raise
         return PictureError(f"{item.name} cannot be read: {error}")
 
 

@@ -10,19 +10,31 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from socket import gethostname
 from threading import Event, Thread
 from uuid import uuid4
 
-from .places import Place, alive, create, files, full_disk, host, prune, remove, store_errors, write_whole
+from .places import (
+    Listing,
+    Place,
+    alive,
+    create,
+    files,
+    full_disk,
+    host,
+    prune,
+    remove,
+    store_errors,
+    sweep,
+    write_whole,
+)
 from .store import Unit
 
 BEAT = 10.0
 """Seconds between two signs of life."""
 EXPIRY = 60.0
 """Seconds without one after which a process of another machine is taken for dead."""
-PATIENCE = 3600.0
-"""Seconds without a batch done after which a process no longer says that it lives: it may hang for ever."""
 POLL = 1.0
 """Seconds between two looks at what others do, where there is nothing else to do."""
 
@@ -36,14 +48,30 @@ class Worker:
     """Its rank, or its machine and process."""
     alone: bool = False
     """Whether it deals out the parts itself, so that no other may take any."""
+    shard: str = "1/1"
+    """Which share of the parts it does."""
     beat: int = 0
     pictures: int = 0
     """Measured since it was started."""
     problems: int = 0
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Another process, when its last beat was first seen, and when it was last looked at."""
+
+    worker: Worker
+    since: float
+    looked: float
+
+
 class Claims:
     """What this process holds of a run. To be closed, or others wait until it has expired.
+
+    Parameters
+    ----------
+    patience
+        Seconds without a batch done after which this process no longer says that it lives: it may hang for ever.
 
     Raises
     ------
@@ -52,14 +80,17 @@ class Claims:
     """
 
     def __init__(
-        self, run: Place, name: str = "", *, alone: bool = False, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, run: Place, name: str = "", *, alone: bool = False, shard: str = "1/1", patience: float = 1800.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         id = f"{host()}-{os.getpid()}-{uuid4().hex[:8]}"
-        self.run, self.me, self._clock = run, Worker(id, name or f"{gethostname()}:{os.getpid()}", alone), clock
+        self.run, self.me = run, Worker(id, name or f"{gethostname()}:{os.getpid()}", alone, shard)
+        self._clock, self._patience = clock, patience
         self._held: dict[Unit, list[Place]] = {}
-        self._seen: dict[str, tuple[int, float]] = {}
-        """Of other workers: the last beat, and when it was first seen."""
-        self._looked = self._worked = self.began = clock()
+        self._owners: dict[Place, str] = {}
+        """Of claims that others hold, as they were last read."""
+        self._seen: dict[str, _Seen] = {}
+        self._looked = self._worked = clock()
         self._beat()
         self.before = {worker.id: worker for worker in self.others()}
         """The processes that were at work when this one began."""
@@ -74,14 +105,30 @@ class Claims:
         self._heart = Thread(target=self._live, name="heartbeat", daemon=True)
         self._heart.start()
 
-    def each(self, units: Iterable[Unit], done: Callable[[Unit], bool]) -> Iterator[Unit]:
-        """Those of the units that no other process does or has done, each claimed when it is asked for."""
+    def each(
+        self, units: Iterable[Unit], done: Callable[[Unit], bool], written: Callable[[Unit], bool] = lambda unit: False
+    ) -> Iterator[Unit]:
+        """Those of the units that no other process does or has done, each claimed when it is asked for.
+
+        Parameters
+        ----------
+        done
+            Whether a unit is on disk in full; asked of those that nobody holds.
+        written
+            Whether somebody has written it meanwhile, as far as is known: such a unit is passed over.
+        """
+        held, listing = list[Unit](), cache(lambda folder: Listing(folder, POLL, self._clock))
         for unit in units:
-            if self.take(unit):
-                if done(unit):
-                    self.release(unit)
-                else:
-                    yield unit
+            if written(unit):
+                continue
+            if self._of(unit, listing):
+                held.append(unit)
+            elif self._takes(unit, done):
+                yield unit
+        for unit in held:  # some may be of the dead
+            claims = self._of(unit, listing)
+            if not (claims and self._lives(self._owner(claims[-1]))) and self._takes(unit, done):
+                yield unit
 
     def take(self, unit: Unit) -> bool:
         """Whether the unit is this process's from now on: not if one that lives has it."""
@@ -99,11 +146,8 @@ class Claims:
             if mine:
                 self._held[unit] = tried
                 return True
-            try:
-                owner = file.read_bytes().decode()
-            except FileNotFoundError:  # it has just been done
-                return False
-            if self._lives(owner):
+            self._owners.pop(file, None)
+            if (owner := self._owner(file)) is None or self._lives(owner):  # None: it has just been done
                 return False
 
     def release(self, unit: Unit) -> None:
@@ -119,15 +163,22 @@ class Claims:
     def others(self) -> list[Worker]:
         """The other processes that live."""
         names = (name for name in files(self.run / "workers") if name.suffix == ".json")
-        ids = [name.stem for name in names if name.stem != self.me.id]
-        return [worker for id in ids if self._lives(id) and (worker := self._read(id))]
+        found = (self._look(name.stem) for name in names if name.stem != self.me.id)
+        return [worker for worker in found if worker]
+
+    def shares(self, worker: Worker) -> bool:
+        """Whether another process does what this one would do otherwise: no two shards share parts."""
+        return self.me.shard in ("1/1", worker.shard)
 
     def news(self) -> Iterator[tuple[str, int, int]]:
-        """What others have done since the last time, looked up once a beat: name, pictures, problems."""
-        if self._clock() - self._looked < BEAT:
+        """What others have done of this one's parts since the last time: name, pictures, problems.
+
+        Looked up once a beat, and less often where they are many, so that a store is asked no more often.
+        """
+        if self._clock() - self._looked < max(BEAT, len(self._told) / 2):
             return
         self._looked = self._clock()
-        for worker in self.others():
+        for worker in filter(self.shares, self.others()):
             told = self._told.get(worker.id, Worker("", ""))
             self._told[worker.id] = worker
             yield worker.name, worker.pictures - told.pictures, worker.problems - told.problems
@@ -139,16 +190,23 @@ class Claims:
         for unit in list(self._held):
             self.release(unit)
         remove(self._file(self.me.id))
+        for folder in self._folders:
+            prune(folder)
 
     def sweep(self) -> None:
         """Close, and remove what is left of claims and workers, once a run is complete and nobody else works on it."""
         self.close()
         if self.others():
             return
-        for folder in (self.run / "claims", self.run / "workers"):
+        for folder in self._folders:
             for name in files(folder):
                 remove(folder / str(name))
             prune(folder)
+        sweep(self.run, everyone=True)
+
+    @property
+    def _folders(self) -> tuple[Place, Place]:
+        return self.run / "claims", self.run / "workers"
 
     def _rivals(self) -> list[str]:
         """The living processes with which this one cannot share; of those that may be dead it waits for a beat."""
@@ -165,17 +223,45 @@ class Claims:
             self.before = {worker.id: worker for worker in self.others()}
         return []
 
-    def _lives(self, id: str) -> bool:
+    def _takes(self, unit: Unit, done: Callable[[Unit], bool]) -> bool:
+        """Whether a unit is now this process's, and is still to be done."""
+        if self.take(unit) and done(unit):
+            self.release(unit)
+        return unit in self._held
+
+    def _of(self, unit: Unit, listing: Callable[[Place], Listing]) -> list[Place]:
+        """The claims of others to a unit, a moment ago, the last one last."""
+        folder = self.run.joinpath("claims", *unit.folders)
+        found = [name for name in listing(folder)() if name.partition("-")[0] == f"{unit.part:05d}"]
+        return [folder / name for name in sorted(found, key=lambda name: int(name.partition("-")[2]))]
+
+    def _owner(self, claim: Place) -> str | None:
+        """Who holds a claim, or held it when it was last read; None if there is none any more."""
+        if claim not in self._owners:
+            try:
+                self._owners[claim] = claim.read_bytes().decode()
+            except FileNotFoundError:
+                return None
+        return self._owners[claim]
+
+    def _lives(self, id: str | None) -> bool:
+        return id is not None and self._look(id) is not None
+
+    def _look(self, id: str) -> Worker | None:
+        """A process that lives, as it was at most half a beat ago."""
+        now, seen = self._clock(), self._seen.get(id)
         machine, process, _ = id.rsplit("-", 2)
         gone = machine == host() and os.name == "posix" and not alive(int(process))
+        if not gone and seen and now - seen.looked < BEAT / 2:
+            return seen.worker
         worker = None if gone else self._read(id)
-        beat, since = self._seen.get(id, (-1, 0.0))
-        if worker and worker.beat != beat:
-            self._seen[id] = worker.beat, self._clock()
-        elif worker is None or self._clock() - since > EXPIRY:
+        since = seen.since if seen and worker and seen.worker.beat == worker.beat else now
+        if worker is None or now - since > EXPIRY:
+            self._seen.pop(id, None)
             remove(self._file(id))
-            return False
-        return True
+            return None
+        self._seen[id] = _Seen(worker, since, now)
+        return worker
 
     def _read(self, id: str) -> Worker | None:
         try:
@@ -188,7 +274,7 @@ class Claims:
 
     def _live(self) -> None:
         while not self._over.wait(BEAT):
-            if self._clock() - self._worked < PATIENCE:
+            if self._clock() - self._worked < self._patience:
                 self._beat()
 
     def _beat(self) -> None:

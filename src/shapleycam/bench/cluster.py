@@ -6,11 +6,12 @@ An actor or a node that is killed costs the parts that it was at: Ray gives them
 import logging
 import os
 import time
+import traceback
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from queue import Empty, Queue
-from socket import gethostname
+from socket import create_connection, gethostname
 from threading import Thread
 from typing import Any, TypeAlias
 
@@ -25,8 +26,10 @@ from .store import Unit
 CPUS = 0.5
 """What an actor asks for. Where actors take whole ones, they may take all there are, and Ray hangs without a word
 (ray-project/ray#44687)."""
-News: TypeAlias = tuple[str, Unit, int, tuple[str, ...]]
-"""An actor, and what it has done: the pictures of a batch, and their problems."""
+ANSWER = 10.0
+"""Seconds in which a cluster must answer."""
+News: TypeAlias = tuple[str, Step]
+"""An actor, and what it has done."""
 
 
 def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
@@ -38,43 +41,75 @@ def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
         When another process works on the run, or weights are not those that it began with.
     TimeoutError
         When no actor has finished a batch for `Machine.stall` seconds.
+    ActorError
+        When a network or a picture's store raised something in an actor.
     OSError
         When there is no cluster at the address, or parts cannot be written and no more fit into memory.
     """
-    with closing(Claims(plan.run, f"the Ray driver {gethostname()}:{os.getpid()}", alone=True)) as claims:
-        if left := plan.missing():
+    started, name = time.monotonic(), f"the Ray driver {gethostname()}:{os.getpid()}"
+    if not (left := plan.missing()) and "finished" in plan.facts["times"]:
+        return
+    with closing(Claims(plan.run, name, alone=True, shard=plan.machine.shard, patience=plan.machine.stall)) as claims:
+        if left:
             with _connected(plan.machine):
                 yield from _steps(plan, left, claims)
         if not plan.missing():
             claims.sweep()
-            plan.finished(time.monotonic() - claims.began)
+            plan.finished(time.monotonic() - started)
+
+
+def reach(address: str) -> None:
+    """Nothing, if somebody answers at the address of a cluster: Ray itself would ask for ever.
+
+    Raises
+    ------
+    ConnectionError
+        When nobody does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        try:
+            create_connection((host, int(port)), timeout=ANSWER).close()
+        except OSError as error:
+            raise ConnectionError(
+                f"nobody answers at {address!r} (--address): {error}; expected auto, local, HOST:PORT or ray://HOST:PORT"
+            ) from error
 
 
 def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step, None, None]:
     import ray
 
-    writer, since = Writer(plan), time.monotonic()
+    writer = Writer(plan)
     board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
     # Each model is put into the object store once, whatever the number of actors.
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
     parts.start()
-    while True:
-        found, told = parts.next(), _told(board)
-        if found or told:
-            since = time.monotonic()
-        for unit, data in found:
+    since = time.monotonic()
+    try:
+        while True:
+            found, told = parts.next(), _told(board)
+            if found or told:
+                since = time.monotonic()
+            for unit, data in found:
+                writer.part(unit, data, True)
+                yield Step(unit, 0, (writer.problem,) if writer.problem else ())
+            for actor, step in told:
+                claims.tell(step.pictures, len(step.problems))
+                yield replace(step, worker=actor)
+            if parts.over and not found and not told:
+                break
+            if time.monotonic() - since > plan.machine.stall:
+                raise TimeoutError(_stalled(plan.machine))
+            yield Step(left[0], 0)
+    finally:
+        for unit, data in parts.come():
             writer.part(unit, data, True)
-            yield Step(unit, 0, (writer.problem,) if writer.problem else ())
-        for actor, unit, pictures, problems in told:
-            claims.tell(pictures, len(problems))
-            yield Step(unit, pictures, problems, actor)
-        if parts.over and not found and not told:
-            writer.flush()
-            return
-        if time.monotonic() - since > plan.machine.stall:
-            raise TimeoutError(_stalled(plan.machine))
-        yield Step(left[0], 0)
+        writer.flush()
+
+
+class ActorError(RuntimeError):
+    """What went wrong in an actor, in its words."""
 
 
 class _Parts(Thread):
@@ -87,12 +122,13 @@ class _Parts(Thread):
         self._queue: Queue[tuple[Unit, bytes]] = Queue()
 
     def run(self) -> None:
-        from ray.exceptions import RayError
-
         try:
             for row in self.dataset.iter_rows():
-                self._queue.put((Unit(**row["unit"]), row["data"]))
-        except RayError as error:
+                unit = Unit(**row["unit"])
+                if row["failed"]:
+                    raise ActorError(f"an actor failed at part {unit.part} of {unit.model}: {row['failed']}")
+                self._queue.put((unit, row["data"]))
+        except Exception as error:  # noqa: BLE001 - raised where the driver waits
             self.error = error
         finally:
             self.over = True
@@ -103,8 +139,14 @@ class _Parts(Thread):
         with suppress(Empty):
             return [self._queue.get(timeout=0 if over else POLL)]
         if self.error is not None:
-            raise RuntimeError(f"an actor failed: {self.error}") from self.error
+            raise self.error
         return []
+
+    def come(self) -> Iterator[tuple[Unit, bytes]]:
+        """What has come and was not taken."""
+        with suppress(Empty):
+            while True:
+                yield self._queue.get_nowait()
 
 
 class _Board:
@@ -132,15 +174,24 @@ class _Measurer:
         self._has: tuple[str, Loaded, dict[str, int | None]] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        unit, parts = Unit(**batch["unit"][0]), list[bytes]()
+        unit, parts, failed = Unit(**batch["unit"][0]), [b""], ""
+        try:
+            parts = self._measured(unit)
+        except Exception as error:  # noqa: BLE001 - Ray would keep its words to itself
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            failed = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}, in {last.name})"
+        return {"unit": batch["unit"], "data": parts, "failed": [failed]}
+
+    def _measured(self, unit: Unit) -> list[bytes]:
+        parts = list[bytes]()
         loaded, labels = self._model(unit.model)
         todo = jobs(self.plan, unit, self.plan.batch(unit.model))
         with closing(decoded(todo, loaded.model, self.plan.machine.threads)) as batches:
             for step in unit_steps(
                 self.plan, loaded, labels, unit, batches, lambda unit, data, complete: parts.append(data)
             ):
-                self.board.tell.remote((self.name, unit, step.pictures, step.problems))
-        return {"unit": batch["unit"], "data": parts}
+                self.board.tell.remote((self.name, step))
+        return parts
 
     def _model(self, name: str) -> tuple[Loaded, dict[str, int | None]]:
         import ray

@@ -100,7 +100,7 @@ class Machine:
     actors: int = 2
     """Processes of Ray that measure; each takes a GPU where the device is cuda."""
     stall: float = 1800.0
-    """Seconds in which some actor of Ray must finish a batch, or the run is given up."""
+    """Seconds in which a process must finish a batch, or it is taken to hang: its parts go to others; Ray's run ends."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", _split("weights", self.weights) if self.weights else ())

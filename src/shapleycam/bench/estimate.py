@@ -1,12 +1,13 @@
 """What a run will cost, before it starts: passes of each network, hours, rows, and room on the disk."""
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from ..measurement import measure
+from ..network.zoo import ZOO
 from ..searches import SEARCHES
 from .configuration import Configuration, Machine
 from .loaded import Loaded, load, seconds_of_pass
@@ -56,25 +57,31 @@ def estimate(source: Place, configuration: Configuration, machine: Machine, rate
     names = method_names(configuration)
     if slow := [name for name in names if name in SEARCHES]:
         raise ValueError(f"{', '.join(slow)}: passes that cannot be counted beforehand; plan without (--methods)")
-    if rate is not None and not rate > 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"rate is {rate}, expected measured or a number of forward passes a second")
-    pictures = count_pictures(source, configuration.labels)
+    if not (pictures := count_pictures(source, configuration.labels)):
+        raise ValueError("pictures is 0, expected where they are, or their number")
     units = len(configuration.layers) * len(configuration.utilities)
     each = 1 + len(names) * (2 + sum(METRICS.get(name, 0) for name in configuration.metrics))
     found = []
     for model in configuration.models:
-        speed, positions = (rate, [POSITIONS]) if rate else _looked_at(model, configuration, machine)
+        known = model in ZOO and set(configuration.layers) <= {"gap", "conv"}
+        speed, positions = (rate, (POSITIONS,)) if rate and known else _looked_at(model, configuration, machine, rate)
         size = sum(_row_bytes(count) for count in positions) / len(positions)
         rows = pictures * units * len(names)
         found.append(Cost(model, pictures * units * each, speed, rows, round(rows * size)))
     return tuple(found)
 
 
-def _looked_at(name: str, configuration: Configuration, machine: Machine) -> tuple[float, Sequence[int]]:
+def _looked_at(
+    name: str, configuration: Configuration, machine: Machine, rate: float | None
+) -> tuple[float, tuple[int, ...]]:
     """Passes a second, and the positions at each layer."""
     loaded = load(name, configuration, replace(machine, weights=("random",)), machine.channels_last or False)
     batch = TRIED if machine.batch == "auto" else int(machine.batch)
-    return batch / seconds_of_pass(loaded, batch), [_positions(loaded, layer) for layer in configuration.layers]
+    return rate or batch / seconds_of_pass(loaded, batch), tuple(
+        _positions(loaded, layer) for layer in configuration.layers
+    )
 
 
 def _positions(loaded: Loaded, layer: str) -> int:

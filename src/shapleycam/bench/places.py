@@ -4,10 +4,11 @@ What is written appears as a whole or not at all, on either. Any number of proce
 """
 
 import errno
+import math
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
@@ -60,6 +61,20 @@ def files(folder: Place) -> Iterator[PurePosixPath]:
         return (PurePosixPath(path.relative_to(folder).as_posix()) for path in found if path.is_file())
     root = PurePosixPath(folder.path)
     return (PurePosixPath(each).relative_to(root) for each in folder.fs.find(folder.path))
+
+
+class Listing:
+    """The names in a folder, as they were at most `age` seconds ago; what is half written is none of them."""
+
+    def __init__(self, folder: Place, age: float, clock: Callable[[], float]) -> None:
+        self.folder, self.age, self.clock = folder, age, clock
+        self._names, self._listed = frozenset[str](), -math.inf
+
+    def __call__(self) -> frozenset[str]:
+        if self.clock() - self._listed > self.age:
+            self._listed = self.clock()
+            self._names = frozenset(str(name) for name in files(self.folder) if _TEMPORARY not in name.name)
+        return self._names
 
 
 def write_whole(path: Place, data: bytes) -> None:
@@ -134,13 +149,15 @@ def prune(folder: Place) -> None:
                 Path(parent).rmdir()
 
 
-def sweep(folder: Place) -> None:
-    """Remove what processes of this machine left half-written when they were killed."""
-    if os.name != "posix" or not isinstance(folder, Path):  # elsewhere asking whether a process lives may end it
+def sweep(folder: Place, *, everyone: bool = False) -> None:
+    """Remove what processes of this machine left half-written when they were killed; `everyone`: what any left."""
+    if not isinstance(folder, Path):
         return
     for file in folder.rglob(f"*{_TEMPORARY}*"):
         machine, process, _ = ("--" + file.name.rpartition(_TEMPORARY)[2]).rsplit("-", 2)
-        if machine == f"--{host()}" and process.isdigit() and not alive(int(process)):
+        # Not where asking whether a process lives may end it.
+        dead = os.name == "posix" and machine == f"--{host()}" and process.isdigit() and not alive(int(process))
+        if everyone or dead:
             file.unlink(missing_ok=True)
 
 
@@ -156,13 +173,23 @@ def host() -> str:
 
 def store_errors() -> tuple[type[Exception], ...]:
     """What the packages of object stores raise beside OSError: no credentials, or nobody answers."""
-    known = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    known = (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("aiohttp", "ClientError"),
+        ("gcsfs.retry", "HttpError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+    )
     return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
 
 
-def full_disk(error: OSError) -> bool:
+def full_disk(error: Exception) -> bool:
     """Whether a write failed for want of space, so that it may work later."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def passes(error: Exception) -> bool:
+    """Whether what failed may work later: no room, or a store or a network that does not answer."""
+    return full_disk(error) or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
 
 
 def alive(process: int) -> bool:

@@ -1,7 +1,8 @@
 """A run before it is measured: its units, its configuration, and what `run.json` says of it."""
 
 import platform
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -19,9 +20,12 @@ from . import store
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
 from .loaded import Loaded, choose_batch, load
-from .places import Place, sweep
+from .places import Place, files, sweep
 from .published import overwriting_layer
 from .store import Footer, Unit
+
+READERS = 16
+"""Footers that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Plan:
     """What `run.json` says."""
     source: Place | None = None
     """Where the pictures are here."""
+    _complete: dict[Unit, Footer] = field(default_factory=dict, repr=False, compare=False)
+    """Of the units that are known to be on disk in full, and stay so."""
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
@@ -52,8 +58,14 @@ class Plan:
 
     def footer(self, unit: Unit) -> Footer | None:
         """What the unit's part says of itself, if there is one that belongs to the run."""
+        if unit in self._complete:
+            return self._complete[unit]
         footer = store.read_footer(unit.path(self.run))
-        return footer if footer and footer.configuration == self.facts["hash"] else None
+        if footer is None or footer.configuration != self.facts["hash"]:
+            return None
+        if footer.complete:
+            self._complete[unit] = footer
+        return footer
 
     def complete(self, unit: Unit) -> bool:
         """Whether a unit is on disk in full."""
@@ -82,7 +94,11 @@ class Plan:
 
     def missing(self) -> tuple[Unit, ...]:
         """Units of this shard that are not on disk, or not in full."""
-        return tuple(unit for unit in self.units if not self.complete(unit))
+        there = {str(name) for name in files(self.run / "parts")}
+        unknown = [unit for unit in self.units if unit not in self._complete and unit.file in there]
+        with ThreadPoolExecutor(READERS) as pool:  # a store takes its time for each
+            list(pool.map(self.complete, unknown))
+        return tuple(unit for unit in self.units if unit not in self._complete)
 
     def finished(self, seconds: float) -> None:
         """Write into `run.json` when the run ended, and how long it took this process."""

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 
-from .claims import PATIENCE, POLL
+from .claims import POLL
 from .configuration import Machine
 from .places import Place
 
@@ -25,19 +25,20 @@ class Rank:
         """How this rank measures."""
         return replace(machine, device=self.device(machine.device))
 
-    def wait(self, run: Place) -> None:
+    def wait(self, run: Place, seconds: float) -> None:
         """Until the first rank has begun the run, so that models are tried once; torchrun ends all if it fails.
 
         Raises
         ------
         TimeoutError
-            When that takes longer than `PATIENCE`.
+            When that takes longer than `seconds`.
         """
         since = time.monotonic()
         while self.number and not (run / "run.json").exists():
-            if time.monotonic() - since > PATIENCE:
+            if time.monotonic() - since > seconds:
                 raise TimeoutError(
-                    f"rank 0 has not begun the run in {str(run)!r} for {PATIENCE:g} s; all ranks must see the same folder (--out)"
+                    f"rank 0 has not begun the run in {str(run)!r} for {seconds:g} s (--stall); all ranks must see the same "
+                    "folder (--out)"
                 )
             time.sleep(POLL)
 

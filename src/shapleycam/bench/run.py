@@ -5,21 +5,25 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import chain, groupby
 
 import pyarrow as pa
 
 from . import store
 from .batches import Job, Read, decoded, jobs, rows_of
-from .claims import POLL, Claims
+from .claims import BEAT, POLL, Claims
 from .loaded import Loaded, class_indices
-from .places import full_disk, write_whole
+from .places import Listing, Place, create, passes, write_whole
 from .planned import Plan
 from .rows import problems
 from .store import Footer, Unit
 
 WAITING = 256
-"""Parts that are kept in memory while the disk is full, before the run gives up."""
+"""Parts that are kept in memory while the disk is full, or the store away, before the run gives up."""
+
+QUIET = 3
+"""Looks in vain before it is said for whom a process waits."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,17 @@ class Step:
 
     unit: Unit
     pictures: int
+    """Measured."""
     problems: tuple[str, ...] = ()
     """Why rows have no numbers, or a part could not be written."""
     worker: str = ""
     """Which other process did it; none for this one."""
     failures: int = 0
     """How many problems that one had, which it says itself."""
+    found: int = 0
+    """Pictures that were on disk already, in a part that was begun."""
+    said: str = ""
+    """What a person is to know now."""
 
 
 def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
@@ -48,30 +57,55 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
     OSError
         When parts cannot be written and no more fit into memory.
     """
-    started, writer = datetime.now(UTC), Writer(plan)
-    with closing(Claims(plan.run, name)) as claims:
-        left = plan.missing()
-        if left:
-            yield from (Step(left[0], 0, (), worker.name) for worker in claims.before.values())
+    started, writer, m = datetime.now(UTC), Writer(plan), plan.machine
+    if not (left := plan.missing()) and "finished" in plan.facts["times"]:
+        return
+    with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall)) as claims:
+        for worker in filter(claims.shares, claims.before.values()):
+            said = f"{worker.name} works on this run too; the two share its parts"
+            yield Step(left[0], 0, worker=worker.name, said="" if name else said)
+        idle = 0
         while left:
-            before = claims.me.pictures
+            before, written = claims.me.pictures, _written(plan, left)
             for model, units in groupby(left, key=lambda unit: unit.model):
-                mine = claims.each(units, plan.complete)
+                mine = claims.each(units, plan.complete, written)
                 with closing(_of_model(plan, model, mine, writer, claims)) as steps:
                     for step in steps:
                         claims.tell(step.pictures, len(step.problems))
                         yield step
                         yield from _news(claims, step.unit)
-            left = tuple(unit for unit in left if unit not in writer.waiting and not plan.complete(unit))
-            if left and claims.me.pictures == before:
+            missing = set(plan.missing())
+            left = tuple(unit for unit in left if unit in missing and unit not in writer.waiting)
+            idle = 0 if claims.me.pictures > before else idle + 1
+            if left and idle:
                 claims.tell(0, 0)  # who waits does not hang
-                yield Step(left[0], 0)
+                yield Step(left[0], 0, said=_waiting(claims, left) if idle == QUIET else "")
                 yield from _news(claims, left[0])
-                time.sleep(POLL)
+                time.sleep(min(idle * POLL, BEAT / 2))
         writer.flush()
         if not plan.missing():
             claims.sweep()
             plan.finished((datetime.now(UTC) - started).total_seconds())
+
+
+def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
+    names = sorted(worker.name for worker in claims.others())
+    return f"waiting for {len(left)} parts that are with {', '.join(names)}" if names else ""
+
+
+def _written(plan: Plan, left: tuple[Unit, ...]) -> Callable[[Unit], bool]:
+    """Whether a unit was written since now, as a listing of its folder says; in full, most likely."""
+
+    @cache
+    def listing(folder: Place) -> Listing:
+        return Listing(folder, POLL, time.monotonic)
+
+    def there(unit: Unit) -> bool:
+        path = unit.path(plan.run)
+        return path.name in listing(path.parent)()
+
+    begun = {unit for unit in left if there(unit)}
+    return lambda unit: unit not in begun and there(unit)
 
 
 def _of_model(
@@ -105,7 +139,7 @@ def unit_steps(
         for job, reads in batches:
             if not tables and job.taken is not None:
                 tables.append(job.taken)
-                yield Step(unit, len(set(job.taken["picture"].to_pylist())))
+                yield Step(unit, 0, found=len(set(job.taken["picture"].to_pylist())))
             tables.append(rows_of(plan, loaded, labels, job, reads))
             yield Step(unit, len(job.items), problems(tables[-1]))
             if job.last:  # written before the next unit is looked for
@@ -127,28 +161,29 @@ def _news(claims: Claims, unit: Unit) -> Iterator[Step]:
 
 
 class Writer:
-    """Writes parts; those for which the disk has no room are kept and tried again with the next one."""
+    """Writes parts; those for which the disk has no room, or the store no answer, are kept and tried again with the next."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.waiting: dict[Unit, bytes] = {}
+        self.waiting: dict[Unit, tuple[bytes, bool]] = {}
         self.problem: str | None = None
 
     def part(self, unit: Unit, data: bytes, complete: bool) -> None:
         """Write a part, unless it is not complete and another process wrote one that is."""
-        if complete or not self.plan.complete(unit):
-            self.waiting[unit] = data
-            self.flush()
+        self.waiting[unit] = data, complete
+        self.flush()
 
     def flush(self) -> None:
         """Try what waits."""
         self.problem = None
-        for unit, data in list(self.waiting.items()):
+        for unit, (data, complete) in list(self.waiting.items()):
+            path = unit.path(self.plan.run)
             try:
-                write_whole(unit.path(self.plan.run), data)
-            except OSError as error:
-                if len(self.waiting) >= WAITING or not full_disk(error):
+                if complete or not (create(path, data) or self.plan.complete(unit)):
+                    write_whole(path, data)
+            except Exception as error:
+                if len(self.waiting) >= WAITING or not passes(error):
                     raise
-                self.problem = f"{len(self.waiting)} parts wait for room on the disk: {error}"
+                self.problem = f"{len(self.waiting)} parts cannot be written yet: {error}"
                 return
             del self.waiting[unit]

@@ -62,7 +62,12 @@ class Unit:
 
     def path(self, run: Place) -> Place:
         """Its file in the run's folder."""
-        return run.joinpath("parts", *self.folders, f"{self.part:05d}.parquet")
+        return run / "parts" / self.file
+
+    @property
+    def file(self) -> str:
+        """The same below the folder of the parts."""
+        return "/".join((*self.folders, f"{self.part:05d}.parquet"))
 
     @property
     def folders(self) -> tuple[str, str, str]:
@@ -137,17 +142,6 @@ def begin(run: Place, facts: Mapping[str, Any]) -> dict[str, Any]:
 def rewrite(run: Place, facts: Mapping[str, Any]) -> None:
     """Write `run.json` anew."""
     write_whole(run / "run.json", _json(facts))
-
-
-def write_part(path: Place, rows: pa.Table, footer: Footer) -> None:
-    """A part, on the disk as a whole once this returns; until then whatever was there before.
-
-    Raises
-    ------
-    OSError
-        When the disk is full, say; nothing of it is left behind.
-    """
-    write_whole(path, part_bytes(rows, footer))
 
 
 def part_bytes(rows: pa.Table, footer: Footer) -> bytes:
