@@ -345,11 +345,14 @@ def test_a_picture_is_pasted(visitor: Visitor) -> None:
     url = drawings.as_url(Image.open(CAT).resize((300, 200)))
     visitor.page.evaluate(
         """async (url) => {
-            const held = new DataTransfer();
-            held.items.add(new File([await (await fetch(url)).blob()], 'pasted.png', { type: 'image/png' }));
-            document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: held }));
+            window.held = new DataTransfer();
+            window.held.items.add(new File([await (await fetch(url)).blob()], 'pasted.png', { type: 'image/png' }));
         }""",
         url,
+    )
+    visitor.wait(  # a page that has just come up does not listen yet
+        "document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: window.held })) && "
+        "document.querySelector('#upload input[type=file]').files.length > 0"
     )
     visitor.wait("/probability [0-9.]+%/.test(document.querySelector('#words').innerText)")
     assert visitor.errors == []
