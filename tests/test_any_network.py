@@ -259,6 +259,20 @@ def test_a_network_without_maps_says_so() -> None:
         explain(network, noise(1, 3, 8, 8))
 
 
+def test_a_network_whose_layers_run_for_two_images_says_why_none_of_them_is_taken() -> None:
+    class Siamese(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            one, other = (self.backbone(each).mean((2, 3)) for each in (images, images.flip(3)))
+            return self.head((one - other).abs())
+
+    with pytest.raises(ValueError, match="'backbone' runs several times in a forward pass; explain a module that"):
+        library.explain(Siamese().eval(), torch.randn(1, 3, 9, 9))
+
+
 @pytest.mark.parametrize("given", ["cat.jpg", None, [1, 2]])
 def test_inputs_that_are_none_are_refused(given: Any) -> None:
     with pytest.raises(

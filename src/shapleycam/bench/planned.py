@@ -171,7 +171,7 @@ def _begin(source: Place, wanted: dict[str, Any], configuration: Configuration, 
         models[name] = _facts(loaded, configuration)
         weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
         batches[name] = (
-            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], configuration.part)
+            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
             if machine.batch == "auto"
             else int(machine.batch)
         )

@@ -53,7 +53,7 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
         When the network has no layer with maps on which its prediction depends.
     """
     module = unwrap(module)
-    seen, logits = _dry_run(module, images, output)
+    seen, logits, often = _dry_run(module, images, output)
     placed = [(each, layer) for each in seen if (layer := _placed(each, module, images)) is not None]
     ranked = _ranked(placed, logits)
     if not ranked or not ranked[0].gradient:
@@ -62,6 +62,7 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
             "there is nothing to explain by position; "
             + (
                 replaced(module)
+                or (often and f"{often[-1]!r} runs several times in a forward pass; explain a module that runs it once")
                 or "name one with layer= and say how to read it with layout=sc.Layout(...). A head whose weights are all zero, "
                 "as some networks have before they are trained, depends on nothing"
             )
@@ -69,8 +70,8 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
     return ranked
 
 
-def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[_Seen], Tensor]:
-    """Every tensor that a layer which runs once puts out, in the order in which they end, and the logits."""
+def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[_Seen], Tensor, list[str]]:
+    """Every tensor that a layer which runs once puts out, in the order in which they end, the logits, and who runs often."""
     runs: dict[str, list[_Seen | None]] = {}
 
     def record(name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
@@ -96,7 +97,8 @@ def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[l
         logits = logits_of(call(network, given), len(images), output)
         once = [each for (each, *more) in runs.values() if each is not None and not more]
         seen = _made_of([each.output for each in once], leaf)
-    return [each for each, made in zip(once, seen, strict=True) if made], logits
+    often = [name for name, outputs in runs.items() if len(outputs) > 1 and outputs[-1] is not None]
+    return [each for each, made in zip(once, seen, strict=True) if made], logits, often
 
 
 def _tracked(images: Given) -> tuple[Given, Tensor]:
