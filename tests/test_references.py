@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 import shapleycam as sc
 from playing import images, network, play
+from shapleycam import measurement
 from shapleycam.network.weights import randomise
+from shapleycam.playground import remembered
 from shapleycam.references import Superpixels, integrated_gradients, kernel_shap, masks_of, rise
+from shapleycam.theory.agreement import pearson
 from shapleycam.theory.draws import checksums, uniform
 from shapleycam.theory.utility import UTILITIES
 
@@ -232,10 +235,10 @@ def test_rise_spends_the_budget_and_kernel_shap_plays_as_many_superpixels_as_it_
 def test_measuring_keeps_to_the_budget_each_time() -> None:
     net, x = network(), images()
     given: dict[str, Any] = {"layer": "4", "targets": TARGETS, "methods": "RISE", "budget": 20}
-    assert passes(net, lambda: sc.measure(net, x, **given)) == 3 * (1 + 20 + 20 + 1 + 20 + 1)
+    assert passes(net, lambda: sc.measure(net, x, **given)) == 3 * (1 + 20 + 1 + 20 + 1)
     more = passes(net, lambda: sc.measure(net, x, metrics="randomisation", **given))
     # The new weights are scaled by a pass of four images.
-    assert more == 3 * (1 + 20 + 20 + 1 + 20 + 1) + 3 * 21 + 4
+    assert more == 3 * (1 + 20 + 1 + 20 + 1) + 3 * 21 + 4
 
 
 # Refusals
@@ -284,3 +287,33 @@ def test_rise_on_a_signal_and_a_budget_of_nothing_are_refused() -> None:
         sc.explain(net, torch.ones(1, 2, 13), methods="RISE")
     with pytest.raises(ValueError, match="budget is 0, expected a number of forward passes an image"):
         sc.explain(network(), images(), methods="RISE", layer="4", budget=0)
+
+
+def test_masked_images_run_once_for_both_classes_and_every_number_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, methods = network(), images(), ["RISE", "KernelSHAP", "ScoreCAM"]
+    given: dict[str, Any] = {"layer": "4", "targets": TARGETS, "methods": methods, "budget": 400}
+    found = sc.measure(net, x, **given)
+    with monkeypatch.context() as patched:
+        patched.setattr(measurement, "remembered", lambda infer: infer)
+        again = sc.measure(net, x, **given)
+    assert torch.equal(found.discrimination, again.discrimination)
+    least = sc.explain(net, x, **given | {"targets": "least"})
+    for method, column in zip(methods, found.discrimination.T, strict=True):
+        both = found.out.explanations[method], least.explanations[method]
+        expected = pearson(*(each.relu().flatten(1) for each in both)).nan_to_num(0)
+        torch.testing.assert_close(column, expected.to(column))
+
+
+def test_what_there_is_no_room_for_is_run_again() -> None:
+    runs: list[int] = []
+
+    def infer(some: torch.Tensor) -> torch.Tensor:
+        runs.append(len(some))
+        return some.flatten(1)[:, :5]
+
+    recall, x = remembered(infer, room=12), images()
+    first = [recall(x), recall(x[:2]), recall(x + 1)]
+    again = [recall(x), recall(x[:2]), recall(x + 1)]
+    assert runs == [3, 2, 3, 2, 3]
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)

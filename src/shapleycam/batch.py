@@ -15,7 +15,7 @@ from .network.inputs import Given, size_of
 from .network.layout import TargetLayer
 from .network.preprocess import Preprocess
 from .network.zoo import Model
-from .playground import Progress, play_with
+from .playground import Network, Progress, play_with
 from .searches import SEARCHES
 from .theory.axes import ExplanationMaps, Heatmaps, Logits, Maps, Targets, Utilities
 from .theory.cams import METHODS, explanation, identity, mean
@@ -196,11 +196,14 @@ def explanations_of(
     expansion: Expansion,
     progress: Progress | None = None,
     budget: int | None = None,
+    infer: Network | None = None,
 ) -> dict[str, ExplanationMaps]:
     """E of each method: of the expansion, or of what those in `SEARCHES` find out from the network."""
     play = None
     if not SEARCHES.keys().isdisjoint(names):
-        play = play_with(cut, forward, images, targets, utility, keys=keys, seed=seed, progress=progress, budget=budget)
+        play = play_with(
+            cut, forward, images, targets, utility, keys=keys, seed=seed, progress=progress, budget=budget, infer=infer
+        )
     return {
         name: explanation(METHODS[name], expansion) if name in METHODS or play is None else SEARCHES[name].explain(play)
         for name in names

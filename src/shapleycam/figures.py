@@ -112,7 +112,7 @@ def compare(
     done
         Called once a picture, target and utility is measured.
     progress, budget
-        As in `explain`; a slow method is asked three times for each of these.
+        As in `explain`; a slow method is asked twice for each of these.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from .network.expand import expand
 from .network.inputs import Output
 from .network.layout import Axes, Layout
 from .network.zoo import Model
-from .playground import Progress
+from .playground import Network, Progress, remembered
 from .sanity import outlasting
 from .scoring import MORE, Masking, Scoring, background, resolve_metrics
 from .searches import SEARCHES
@@ -97,7 +97,7 @@ def measure(
     """The metrics of each method's heatmaps: 1 + 2 m forward passes for m distinct heatmaps, and passes over the tail.
 
     Parameters are those of `explain`; `methods` may also name baselines, "FakeCAM" and "Gaussian". What is in `SEARCHES` costs
-    its own passes three times: on the image, for the other class, and on the explanation map.
+    its own passes twice: on the image, for both classes, and on the explanation map.
 
     Parameters
     ----------
@@ -141,9 +141,11 @@ def measure(
     cut = cut_network(model, layer, layout, images, output)
     named = resolve_utility(utility)
     images, keyed = images.detach(), cache(resolve_keys(keys, images))
-    # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
-    out, discrimination = _explained_twice(model, cut, images, maps, targets, named, keyed, seed, (progress, budget))
     plain = cut.inference()
+    # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
+    out, discrimination = _explained_twice(
+        model, cut, images, maps, targets, named, keyed, seed, (progress, budget, remembered(plain))
+    )
     more = {name: MORE[name] for name in asked if name in MORE}
     scoring = Scoring(
         names, images, behind, cut.kept(), infer or plain, named[1], keyed, seed, out, tuple(more.values()), plain,
@@ -175,7 +177,7 @@ def _explained_twice(
     utility: tuple[str, Utility],
     keys: Callable[[], Tensor],
     seed: int,
-    searching: tuple[Progress | None, int | None],
+    searching: tuple[Progress | None, int | None, Network],
 ) -> tuple[Explanation, dict[str, Utilities]]:
     """The explanation, and for each method how alike its maps for the class explained and the least likely one are."""
     forward, classes, expansion = expand_images(cut, images, names, targets, utility[1], keys, seed, again=True)
