@@ -13,6 +13,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .bench.allocator import keep_freed
 from .bench.configuration import Configuration, Machine
 from .bench.places import locate
 from .bench.planned import Plan, plan
@@ -38,6 +39,7 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
     ValueError, OSError
         As `plan` and the engines.
     """
+    keep_freed()
     console, run, me = Console(stderr=True), locate(out), None
     if machine.engine == "torchrun":
         me = rank()
@@ -107,6 +109,7 @@ def _conclusion(planned: Plan, stopped: int) -> int:
 @contextmanager
 def explaining(pictures: int, slow: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None] | None]]:
     """A bar of pictures, where there are more than a few, and under it one of what a slow method has done; on a terminal."""
+    keep_freed()
     console = Console(stderr=True)
     hidden = not console.is_terminal or (pictures <= 4 and not slow)
     with Progress(*_COLUMNS, console=console, disable=hidden, transient=True) as progress:
@@ -121,6 +124,7 @@ def explaining(pictures: int, slow: bool) -> Iterator[tuple[Callable[[], None], 
 @contextmanager
 def coalitions(budget: int) -> Iterator[Callable[[int, int], None]]:
     """A bar of the coalitions played of one picture, on a terminal; gives what is to be told of them."""
+    keep_freed()
     console = Console(stderr=True)
     with Progress(*_COLUMNS, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("coalitions", total=budget)

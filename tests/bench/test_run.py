@@ -432,7 +432,7 @@ def test_who_waits_for_others_says_for_whom(planned: Planned, monkeypatch: pytes
 
     monkeypatch.setattr(run.time, "sleep", sleep)
     said = [step.said for step in measured(plan) if step.said]
-    assert said == ["node7 works on this run too; the two share its parts", "waiting for 1 parts that are with node7"]
+    assert said == ["node7 works on this run too; the two share its parts", "waiting for 1 part, with node7"]
     assert slept == [1, 2, 3, 4, 5]
 
 

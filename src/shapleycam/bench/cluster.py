@@ -15,6 +15,7 @@ from socket import create_connection, gethostname
 from threading import Thread
 from typing import Any, TypeAlias
 
+from .allocator import keep_freed
 from .batches import decoded, jobs
 from .claims import POLL, Claims
 from .configuration import Machine
@@ -169,6 +170,7 @@ class _Measurer:
     def __init__(self, plan: Any, models: Mapping[str, Any], board: Any) -> None:
         import ray
 
+        keep_freed()
         self.plan: Plan = ray.get(plan[0])
         self.models, self.board, self.name = models, board, f"{gethostname()}:{os.getpid()}"
         self._has: tuple[str, Loaded, dict[str, int | None]] | None = None

@@ -90,7 +90,7 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
 
 def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
     names = sorted(worker.name for worker in claims.others())
-    return f"waiting for {len(left)} parts that are with {', '.join(names)}" if names else ""
+    return f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {', '.join(names)}" if names else ""
 
 
 def _written(plan: Plan, left: tuple[Unit, ...]) -> Callable[[Unit], bool]:
