@@ -1,4 +1,4 @@
-"""What measuring costs beside the forward passes that it needs: `python -m benchmarks.measure [--quick]`.
+"""What measuring costs beside the forward passes that it needs: `python -m benchmarks.measure [--quick] [NETWORK]`.
 
 Times are medians over rounds of the ratio, in the same round, of one measured batch to 1 + 2M plain forward passes of that
 batch under `torch.inference_mode()`, M being the mean number of distinct heatmaps an image. Memory is the peak of the tensors
@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 
 import shapleycam as sc
-from shapleycam.bench.allocator import keep_freed
 
 from .clock import peak, ratios
 
@@ -53,13 +52,12 @@ def passes(network: str, layer: str, batch: int) -> int:
 
 def main() -> None:
     """Print the table of the documentation."""
-    keep_freed()  # as `shapleycam bench` does
     quick = "--quick" in sys.argv
     batch, runs = (8, 5) if quick else (16, 9)
     print(f"batches of {batch}, {torch.get_num_threads()} threads")
     print("| network | layer | passes, ten methods | time over plain passes | MiB, 3 methods | MiB, 10 methods |")
     print("|---|---|--:|--:|--:|--:|")
-    for network in NETWORKS:
+    for network in [name for name in NETWORKS if name in sys.argv] or NETWORKS:
         for layer in ("gap", "conv"):
             images = passes(network, layer, batch)
             ten = measured(network, layer, batch, ("paper",))

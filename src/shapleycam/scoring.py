@@ -155,13 +155,14 @@ class _Plain(nn.Module):
 
 def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, int]) -> Int64[Tensor, "m b"]:
     """For each method and image the first method in the list with the same heatmap there."""
-    methods = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
+    maps = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
+    methods = [(place, each, rescale(each.relu())) for place, each in maps]
     first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
-    for (earlier, one), (later, other) in combinations(methods, 2):
+    for (earlier, one, scaled), (later, other, beside) in combinations(methods, 2):
         if one.shape != other.shape:  # one lies on the maps, the other on the image
             continue
         # Heatmaps are a thousand times as large as explanation maps, so they are compared only where the latter are close.
-        close = (rescale(one.relu()) - rescale(other.relu())).abs().amax((-2, -1)) <= CLOSE
+        close = (scaled - beside).abs().amax((-2, -1)) <= CLOSE
         rest = (close & (first[earlier] == earlier) & (first[later] == later)).nonzero()[:, 0]
         if len(rest):
             gap = (heatmap(one[rest], size) - heatmap(other[rest], size)).abs().amax((-2, -1))
