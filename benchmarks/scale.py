@@ -1,8 +1,8 @@
 """What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
 
 workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
-torchrun, two actors of Ray. From the first part's end to the last's, so that starting Python and loading are left out; medians
-of three rounds in which all take turns.
+torchrun, two actors of Ray. From the end of a part when all work to that of the last, so that starting and loading are left out;
+medians of three rounds in which all take turns.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
 reads and measures the same batches, and neither claims nor writes.
@@ -46,21 +46,24 @@ ENGINES = {
     "Ray": ("ray", 2),
 }
 PART = 64
+BEGUN = 5
+"""Parts that are done before every worker has begun: they start one after the other."""
 
 
 def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> float:
-    """Parts a second of a run, from the end of the first to that of the last; workers have one thread each."""
+    """Parts a second of a run once all work, from the end of part `BEGUN` to that of the last; workers have one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
     call += ["--out", str(out), "--engine", engine, "--actors", str(workers), "--workers", "1", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     several = [
-        subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(workers if engine == "local" else 1)
     ]
-    if any(process.wait() for process in several):
-        raise RuntimeError(f"{engine} failed: {' '.join(call)}")
-    ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))
+    for process in several:
+        if said := process.communicate()[1] if process.wait() else "":
+            raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
+    ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))[BEGUN:]
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
@@ -111,6 +114,7 @@ def _bare(pictures: Path, out: Path) -> float:
         rows_of(planned, loaded, labels, job, reads)
         if job.last:
             ends.append(time.perf_counter())
+    ends = ends[BEGUN:]
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 

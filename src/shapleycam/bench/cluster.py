@@ -215,7 +215,7 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
     return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Measurer,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=machine.actors, max_tasks_in_flight_per_actor=1),
+        compute=ray.data.ActorPoolStrategy(size=machine.actors, max_tasks_in_flight_per_actor=2),
         num_cpus=CPUS,
         num_gpus=1 if machine.device.startswith("cuda") else 0,
         # In a list, so that it stays a reference: an actor gets it itself.

@@ -45,6 +45,8 @@ SCHEMA = pa.schema(
 `status` is "ok" or the reason why a row's numbers are not to be used.
 """
 
+_WORDS = [each.name for each in SCHEMA if each.type == pa.string()]
+"""Columns whose values recur; a dictionary of numbers takes time and room."""
 Where: TypeAlias = tuple[str, str, str]
 """A model, target layer and utility."""
 OK = "ok"
@@ -148,7 +150,7 @@ def part_bytes(rows: pa.Table, footer: Footer) -> bytes:
     """A part as its file holds it."""
     table = rows.replace_schema_metadata({_KEY: json.dumps(asdict(footer)).encode()})
     written = io.BytesIO()
-    pq.write_table(table, written, compression="zstd")
+    pq.write_table(table, written, compression="zstd", use_dictionary=_WORDS)
     return written.getvalue()
 
 
