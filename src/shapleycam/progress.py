@@ -74,7 +74,7 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
                 break
         else:
             standing.done = total - sum(len(planned.items_of(unit)) for unit in planned.missing())
-            watch(Step(planned.units[-1], 0))  # what others did in the end was not told any more
+            watch(Step(planned.every[-1], 0))  # what others did in the end was not told any more
     return _conclusion(planned, stopped()) if first or stopped() else 0
 
 

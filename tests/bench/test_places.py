@@ -1,5 +1,6 @@
 """Paths and object stores: files appear as a whole, one of several creates a file, and URLs that cannot be are refused."""
 
+import errno
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +46,24 @@ def test_a_link_whose_answer_was_lost_on_the_way_counts_as_made(
     monkeypatch.setattr(os, "link", asked_twice)
     assert create(tmp_path / "a", b"x")
     assert not create(tmp_path / "a", b"y")
+
+
+def test_a_store_that_is_busy_with_the_same_file_has_not_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    file: Any = UPath("memory://claims/busy")
+
+    def refusing(code: str) -> None:
+        def pipe(*given: Any, **named: Any) -> None:
+            cause = Exception("409")
+            cause.response = {"Error": {"Code": code}}  # type: ignore[attr-defined]
+            raise OSError(errno.EIO, "conflict") from cause
+
+        monkeypatch.setattr(file.fs, "pipe_file", pipe)
+
+    refusing("ConditionalRequestConflict")
+    assert not create(file, b"me")
+    refusing("AccessDenied")
+    with pytest.raises(OSError, match="conflict"):
+        create(file, b"me")
 
 
 def test_without_links_a_file_is_created_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -420,6 +420,45 @@ def test_a_finished_run_that_is_called_again_is_left_as_it_is(planned: Planned) 
     assert not (planned().run / "claims").exists()
 
 
+def test_a_run_that_was_killed_just_before_its_end_is_brought_to_it_beside_what_is_left_of_the_dead(
+    planned: Planned,
+) -> None:
+    finish(planned())
+    facts = read_configuration(planned().run)
+    del facts["times"]["finished"]
+    store.rewrite(planned().run, facts)
+    left = planned().run / "workers" / "elsewhere-1-abc.json"
+    places.write_whole(left, b'{"id": "elsewhere-1-abc", "name": "node7", "beat": 3}')
+    assert list(measured(planned())) == []
+    assert "finished" in read_configuration(planned().run)["times"]
+
+
+def test_a_run_is_finished_when_all_shards_are(planned: Planned) -> None:
+    for i in (1, 2, 3):
+        assert "finished" not in read_configuration(planned(shard=f"{i}/3").run)["times"]
+        half = planned().run / "parts" / "x.parquet.tmp-elsewhere-1-2"
+        half.touch() if half.parent.exists() else None
+        finish(planned(shard=f"{i}/3"))
+        assert half.exists() == (i == 2)
+    assert "finished" in read_configuration(planned().run)["times"]
+    assert planned(shard="9/9").units == ()
+    assert list(measured(planned(shard="9/9"))) == []
+
+
+def test_what_others_have_done_is_not_asked_of_the_disk_part_by_part(
+    planned: Planned, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "POLL", 0.0)
+    monkeypatch.setattr(claims, "POLL", 0.0)
+    made: list[str] = []
+    create = claims.create
+    monkeypatch.setattr(claims, "create", lambda path, data: made.append(path.name) or create(path, data))
+    for _ in zip_longest(measured(planned()), measured(planned())):
+        pass
+    assert read_rows(planned().run).equals(undisturbed)
+    assert len(made) <= len(planned().every) + 1  # both may reach for one at the same moment
+
+
 def test_who_waits_for_others_says_for_whom(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned()
     other, slept = claims.Claims(plan.run, "node7"), list[float]()

@@ -5,7 +5,8 @@ import sys
 from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER = 2**31 - 1
+_NEVER, _MOST = 2**31 - 1, 2**25
+"""No limit, and the largest that older versions take."""
 
 
 def keep_freed() -> None:
@@ -16,5 +17,5 @@ def keep_freed() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):
             mallopt = ctypes.CDLL(None).mallopt
-            for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-                mallopt(parameter, _NEVER)
+            if mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, _MOST):
+                mallopt(_TRIM_THRESHOLD, _NEVER)

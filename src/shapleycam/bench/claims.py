@@ -10,19 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from socket import gethostname
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from uuid import uuid4
 
 from .places import (
-    Listing,
     Place,
     alive,
     create,
     files,
-    full_disk,
     host,
+    listings,
+    passes,
     prune,
     remove,
     store_errors,
@@ -91,19 +90,19 @@ class Claims:
         """Of claims that others hold, as they were last read."""
         self._seen: dict[str, _Seen] = {}
         self._looked = self._worked = clock()
+        self._over, self._lock = Event(), Lock()
+        self._heart = Thread(target=self._live, name="heartbeat", daemon=True)
         self._beat()
+        self._heart.start()
         self.before = {worker.id: worker for worker in self.others()}
         """The processes that were at work when this one began."""
         if rivals := self._rivals():
-            remove(self._file(self.me.id))
+            self.close()
             raise ValueError(
                 f"{', '.join(rivals)} works on the run in {str(run)!r}, and a Ray driver must be alone on a run; wait for it, "
                 "or stop it and start again"
             )
         self._told = dict(self.before)
-        self._over = Event()
-        self._heart = Thread(target=self._live, name="heartbeat", daemon=True)
-        self._heart.start()
 
     def each(
         self, units: Iterable[Unit], done: Callable[[Unit], bool], written: Callable[[Unit], bool] = lambda unit: False
@@ -117,17 +116,18 @@ class Claims:
         written
             Whether somebody has written it meanwhile, as far as is known: such a unit is passed over.
         """
-        held, listing = list[Unit](), cache(lambda folder: Listing(folder, POLL, self._clock))
+        held, listed = list[Unit](), listings(POLL, self._clock)
         for unit in units:
             if written(unit):
                 continue
-            if self._of(unit, listing):
+            if self._of(unit, listed):
                 held.append(unit)
             elif self._takes(unit, done):
                 yield unit
         for unit in held:  # some may be of the dead
-            claims = self._of(unit, listing)
-            if not (claims and self._lives(self._owner(claims[-1]))) and self._takes(unit, done):
+            claims = self._of(unit, listed)
+            held_still = claims and self._lives(self._owner(claims[-1]))
+            if not (written(unit) or held_still) and self._takes(unit, done):
                 yield unit
 
     def take(self, unit: Unit) -> bool:
@@ -139,8 +139,8 @@ class Claims:
             tried.append(file)
             try:
                 mine = create(file, self.me.id.encode())
-            except OSError as error:
-                if not full_disk(error):
+            except Exception as error:
+                if not passes(error):
                     raise
                 mine = True  # two that do the same part write the same rows
             if mine:
@@ -153,12 +153,14 @@ class Claims:
     def release(self, unit: Unit) -> None:
         """Let others have a unit, or see that it is done."""
         for file in self._held.pop(unit, ()):
-            remove(file)
+            with suppress(*store_errors(), OSError):  # others see that this process has left, or that the part is there
+                remove(file)
 
     def tell(self, pictures: int, problems: int) -> None:
         """Count what has been done, for others to see at the next beat."""
-        self._worked = self._clock()
-        self.me = replace(self.me, pictures=self.me.pictures + pictures, problems=self.me.problems + problems)
+        with self._lock:
+            self._worked = self._clock()
+            self.me = replace(self.me, pictures=self.me.pictures + pictures, problems=self.me.problems + problems)
 
     def others(self) -> list[Worker]:
         """The other processes that live."""
@@ -229,10 +231,10 @@ class Claims:
             self.release(unit)
         return unit in self._held
 
-    def _of(self, unit: Unit, listing: Callable[[Place], Listing]) -> list[Place]:
+    def _of(self, unit: Unit, listed: Callable[[Place], frozenset[str]]) -> list[Place]:
         """The claims of others to a unit, a moment ago, the last one last."""
         folder = self.run.joinpath("claims", *unit.folders)
-        found = [name for name in listing(folder)() if name.partition("-")[0] == f"{unit.part:05d}"]
+        found = [name for name in listed(folder) if name.partition("-")[0] == f"{unit.part:05d}"]
         return [folder / name for name in sorted(found, key=lambda name: int(name.partition("-")[2]))]
 
     def _owner(self, claim: Place) -> str | None:
@@ -278,6 +280,7 @@ class Claims:
                 self._beat()
 
     def _beat(self) -> None:
-        self.me = replace(self.me, beat=self.me.beat + 1)
+        with self._lock:
+            self.me = replace(self.me, beat=self.me.beat + 1)
         with suppress(OSError, *store_errors()):  # a full disk, say: in the end others do the same parts
             write_whole(self._file(self.me.id), json.dumps(asdict(self.me)).encode())

@@ -48,13 +48,13 @@ def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
         When there is no cluster at the address, or parts cannot be written and no more fit into memory.
     """
     started, name = time.monotonic(), f"the Ray driver {gethostname()}:{os.getpid()}"
-    if not (left := plan.missing()) and "finished" in plan.facts["times"]:
+    if not (left := plan.missing()) and plan.ended:
         return
     with closing(Claims(plan.run, name, alone=True, shard=plan.machine.shard, patience=plan.machine.stall)) as claims:
         if left:
             with _connected(plan.machine):
                 yield from _steps(plan, left, claims)
-        if not plan.missing():
+        if not plan.missing(everyone=True):
             claims.sweep()
             plan.finished(time.monotonic() - started)
 

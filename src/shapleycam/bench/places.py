@@ -63,18 +63,17 @@ def files(folder: Place) -> Iterator[PurePosixPath]:
     return (PurePosixPath(each).relative_to(root) for each in folder.fs.find(folder.path))
 
 
-class Listing:
-    """The names in a folder, as they were at most `age` seconds ago; what is half written is none of them."""
+def listings(age: float, clock: Callable[[], float]) -> Callable[[Place], frozenset[str]]:
+    """Gives the names in a folder, as they were at most `age` seconds ago; what is half written is none of them."""
+    known: dict[Place, tuple[float, frozenset[str]]] = {}
 
-    def __init__(self, folder: Place, age: float, clock: Callable[[], float]) -> None:
-        self.folder, self.age, self.clock = folder, age, clock
-        self._names, self._listed = frozenset[str](), -math.inf
+    def listed(folder: Place) -> frozenset[str]:
+        if clock() - known.get(folder, (-math.inf,))[0] > age:
+            names = frozenset(str(name) for name in files(folder) if _TEMPORARY not in name.name)
+            known[folder] = clock(), names
+        return known[folder][1]
 
-    def __call__(self) -> frozenset[str]:
-        if self.clock() - self._listed > self.age:
-            self._listed = self.clock()
-            self._names = frozenset(str(name) for name in files(self.folder) if _TEMPORARY not in name.name)
-        return self._names
+    return listed
 
 
 def write_whole(path: Place, data: bytes) -> None:
@@ -112,13 +111,17 @@ def create(path: Place, data: bytes) -> bool:
             path.fs.pipe_file(path.path, data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            if _conflict(error):
+                return False
+            raise
         return True
     temporary = _temporary(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(temporary, data)
-        except FileNotFoundError:  # another process has just removed the empty folder
+        except (FileNotFoundError, FileExistsError):  # another process has just removed the empty folder
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(temporary, data)
         try:
@@ -153,8 +156,9 @@ def sweep(folder: Place, *, everyone: bool = False) -> None:
     """Remove what processes of this machine left half-written when they were killed; `everyone`: what any left."""
     if not isinstance(folder, Path):
         return
-    for file in folder.rglob(f"*{_TEMPORARY}*"):
-        machine, process, _ = ("--" + file.name.rpartition(_TEMPORARY)[2]).rsplit("-", 2)
+    for name in [name for name in files(folder) if _TEMPORARY in name.name]:
+        file = folder / name
+        machine, process, _ = ("--" + name.name.rpartition(_TEMPORARY)[2]).rsplit("-", 2)
         # Not where asking whether a process lives may end it.
         dead = os.name == "posix" and machine == f"--{host()}" and process.isdigit() and not alive(int(process))
         if everyone or dead:
@@ -163,12 +167,13 @@ def sweep(folder: Place, *, everyone: bool = False) -> None:
 
 @cache
 def host() -> str:
-    """This machine since it was started: two that share a name, containers say, are told apart."""
+    """This machine since it was started, and which of its containers: where one process can see whether another lives."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        space = "".join(filter(str.isdecimal, str(Path("/proc/self/ns/pid").readlink())))
     except OSError:
-        boot = ""
-    return quote(f"{socket.gethostname()}-{boot}".strip("-"), safe="")
+        boot = space = ""
+    return quote(f"{socket.gethostname()}-{boot}-{space}".strip("-"), safe="")
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -189,7 +194,11 @@ def full_disk(error: Exception) -> bool:
 
 def passes(error: Exception) -> bool:
     """Whether what failed may work later: no room, or a store or a network that does not answer."""
-    return full_disk(error) or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
+    busy = isinstance(error, OSError) and error.errno in (
+        errno.EBUSY,
+        errno.EREMOTEIO,
+    )  # s3fs, of a store's 503 and 500
+    return busy or full_disk(error) or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
 
 
 def alive(process: int) -> bool:
@@ -201,6 +210,12 @@ def alive(process: int) -> bool:
     except OSError:  # it is another user's
         return True
     return True
+
+
+def _conflict(error: OSError) -> bool:
+    """Whether S3 refuses to create a file because another request for it is under way (409), as its manual has it."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return bool(response.get("Error", {}).get("Code") == "ConditionalRequestConflict")
 
 
 def _write(path: Path, data: bytes) -> None:

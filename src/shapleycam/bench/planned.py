@@ -44,12 +44,17 @@ class Plan:
     """Of the units that are known to be on disk in full, and stay so."""
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
-        """This shard's units, model by model."""
-        size, (share, shares) = self.configuration.part, self.machine.share
+    def every(self) -> tuple[Unit, ...]:
+        """All units, model by model."""
         c = self.configuration
-        every = product(c.models, c.layers, c.utilities, range(-(-len(self.items) // size)))
-        return tuple(Unit(*each) for place, each in enumerate(every) if place % shares == share)
+        parts = range(-(-len(self.items) // c.part))
+        return tuple(Unit(*each) for each in product(c.models, c.layers, c.utilities, parts))
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """This shard's units."""
+        share, shares = self.machine.share
+        return self.every[share::shares]
 
     def items_of(self, unit: Unit) -> tuple[Item, ...]:
         """The pictures of a unit."""
@@ -92,13 +97,19 @@ class Plan:
         """Pictures that run through the network together."""
         return int(self.facts["batch"][model] if self.machine.batch == "auto" else self.machine.batch)
 
-    def missing(self) -> tuple[Unit, ...]:
-        """Units of this shard that are not on disk, or not in full."""
+    def missing(self, *, everyone: bool = False) -> tuple[Unit, ...]:
+        """Units of this shard that are not on disk, or not in full; or of all shards."""
+        units = self.every if everyone else self.units
         there = {str(name) for name in files(self.run / "parts")}
-        unknown = [unit for unit in self.units if unit not in self._complete and unit.file in there]
+        unknown = [unit for unit in units if unit not in self._complete and unit.file in there]
         with ThreadPoolExecutor(READERS) as pool:  # a store takes its time for each
             list(pool.map(self.complete, unknown))
-        return tuple(unit for unit in self.units if unit not in self._complete)
+        return tuple(unit for unit in units if unit not in self._complete)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run had been brought to its end before."""
+        return "finished" in self.facts["times"]
 
     def finished(self, seconds: float) -> None:
         """Write into `run.json` when the run ended, and how long it took this process."""

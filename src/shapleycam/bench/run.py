@@ -5,7 +5,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from itertools import chain, groupby
 
 import pyarrow as pa
@@ -14,7 +13,7 @@ from . import store
 from .batches import Job, Read, decoded, jobs, rows_of
 from .claims import BEAT, POLL, Claims
 from .loaded import Loaded, class_indices
-from .places import Listing, Place, create, passes, write_whole
+from .places import create, listings, passes, write_whole
 from .planned import Plan
 from .rows import problems
 from .store import Footer, Unit
@@ -22,6 +21,8 @@ from .store import Footer, Unit
 WAITING = 256
 """Parts that are kept in memory while the disk is full, or the store away, before the run gives up."""
 
+NAMED = 4
+"""Processes that are named one by one."""
 QUIET = 3
 """Looks in vain before it is said for whom a process waits."""
 
@@ -58,10 +59,10 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
         When parts cannot be written and no more fit into memory.
     """
     started, writer, m = datetime.now(UTC), Writer(plan), plan.machine
-    if not (left := plan.missing()) and "finished" in plan.facts["times"]:
+    if not (left := plan.missing()) and plan.ended:
         return
     with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall)) as claims:
-        for worker in filter(claims.shares, claims.before.values()):
+        for worker in filter(claims.shares, claims.before.values() if left else ()):
             said = f"{worker.name} works on this run too; the two share its parts"
             yield Step(left[0], 0, worker=worker.name, said="" if name else said)
         idle = 0
@@ -79,30 +80,32 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
             idle = 0 if claims.me.pictures > before else idle + 1
             if left and idle:
                 claims.tell(0, 0)  # who waits does not hang
+                writer.flush()
                 yield Step(left[0], 0, said=_waiting(claims, left) if idle == QUIET else "")
                 yield from _news(claims, left[0])
                 time.sleep(min(idle * POLL, BEAT / 2))
         writer.flush()
-        if not plan.missing():
+        if not plan.missing(everyone=True):
             claims.sweep()
             plan.finished((datetime.now(UTC) - started).total_seconds())
 
 
 def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
-    names = sorted(worker.name for worker in claims.others())
-    return f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {', '.join(names)}" if names else ""
+    names = sorted(worker.name for worker in claims.others() if claims.shares(worker) or worker.shard == "1/1")
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return (
+        f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {', '.join(names[:NAMED])}{more}" if names else ""
+    )
 
 
 def _written(plan: Plan, left: tuple[Unit, ...]) -> Callable[[Unit], bool]:
     """Whether a unit was written since now, as a listing of its folder says; in full, most likely."""
 
-    @cache
-    def listing(folder: Place) -> Listing:
-        return Listing(folder, POLL, time.monotonic)
+    listed = listings(POLL, time.monotonic)
 
     def there(unit: Unit) -> bool:
         path = unit.path(plan.run)
-        return path.name in listing(path.parent)()
+        return path.name in listed(path.parent)
 
     begun = {unit for unit in left if there(unit)}
     return lambda unit: unit not in begun and there(unit)
