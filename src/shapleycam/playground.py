@@ -157,18 +157,14 @@ def play_with(
 def remembered(infer: Network, room: int = 2**26) -> Network:
     """The same, but images that come again are not run again: methods mask them alike for any class.
 
-    `room` numbers of logits are kept; what comes after that is run every time.
+    About `room` numbers of logits are kept; what comes after that is run every time.
     """
     known: dict[tuple[int, ...], Logits] = {}
-    left = [room]
 
     def recall(some: Images) -> Logits:
         names = tuple(checksums(some).tolist())
-        if names in known:
-            return known[names]
-        logits = infer(some)
-        if left[0] > 0:
-            left[0] -= logits.numel()
+        logits = known[names] if names in known else infer(some)
+        if len(known) * logits.numel() < room:
             known[names] = logits
         return logits
 
