@@ -85,6 +85,7 @@ class Claims:
         id = f"{host()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.run, self.me = run, Worker(id, name or f"{gethostname()}:{os.getpid()}", alone, shard)
         self._clock, self._patience = clock, patience
+        self._folders = run / "claims", run / "workers"
         self._held: dict[Unit, list[Place]] = {}
         self._owners: dict[Place, str] = {}
         """Of claims that others hold, as they were last read."""
@@ -205,10 +206,6 @@ class Claims:
                 remove(folder / str(name))
             prune(folder)
         sweep(self.run, everyone=True)
-
-    @property
-    def _folders(self) -> tuple[Place, Place]:
-        return self.run / "claims", self.run / "workers"
 
     def _rivals(self) -> list[str]:
         """The living processes with which this one cannot share; of those that may be dead it waits for a beat."""
