@@ -18,15 +18,13 @@ from .bench.configuration import Configuration, Machine
 from .bench.places import locate
 from .bench.planned import Plan, plan
 from .bench.ranks import Rank, rank
-from .bench.run import Step, measured
+from .bench.run import NAMED, Step, measured
 
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0
 """Seconds between lines in a log."""
 WIDE = 110
 """Columns of a terminal that has room for a bar, and model, layer and utility beside the numbers."""
-FEW = 4
-"""Processes whose speeds are told one by one."""
 SHOWN = 10
 """Problems that are printed; all are in the rows."""
 
@@ -155,7 +153,7 @@ class Standing:
         said = f"{sum(each.values()):.1f} pictures/s"
         if len(each) < 2:
             return said
-        if len(each) <= FEW:
+        if len(each) <= NAMED:
             several = (f"{name} {speed:.1f}" if named else f"{speed:.1f}" for name, speed in sorted(each.items()))
             return f"{said} ({(', ' if named else ' + ').join(several)})"
         speeds = f"{min(each.values()):.1f} to {max(each.values()):.1f}"

@@ -54,7 +54,7 @@ def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
         if left:
             with _connected(plan.machine):
                 yield from _steps(plan, left, claims)
-        if not plan.missing(everyone=True):
+        if plan.whole():
             claims.sweep()
             plan.finished(time.monotonic() - started)
 

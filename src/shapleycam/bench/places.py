@@ -187,18 +187,12 @@ def store_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
 
 
-def full_disk(error: Exception) -> bool:
-    """Whether a write failed for want of space, so that it may work later."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def passes(error: Exception) -> bool:
     """Whether what failed may work later: no room, or a store or a network that does not answer."""
-    busy = isinstance(error, OSError) and error.errno in (
-        errno.EBUSY,
-        errno.EREMOTEIO,
-    )  # s3fs, of a store's 503 and 500
-    return busy or full_disk(error) or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+    busy = errno.EBUSY, getattr(errno, "EREMOTEIO", -1)  # s3fs, of a store's 503 and 500
+    passing = isinstance(error, OSError) and error.errno in (*full, *busy)
+    return passing or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
 
 
 def alive(process: int) -> bool:

@@ -97,19 +97,28 @@ class Plan:
         """Pictures that run through the network together."""
         return int(self.facts["batch"][model] if self.machine.batch == "auto" else self.machine.batch)
 
-    def missing(self, *, everyone: bool = False) -> tuple[Unit, ...]:
-        """Units of this shard that are not on disk, or not in full; or of all shards."""
-        units = self.every if everyone else self.units
-        there = {str(name) for name in files(self.run / "parts")}
-        unknown = [unit for unit in units if unit not in self._complete and unit.file in there]
-        with ThreadPoolExecutor(READERS) as pool:  # a store takes its time for each
-            list(pool.map(self.complete, unknown))
-        return tuple(unit for unit in units if unit not in self._complete)
+    def missing(self) -> tuple[Unit, ...]:
+        """Units of this shard that are not on disk, or not in full."""
+        return self._incomplete(self.units, self._files())
+
+    def whole(self) -> bool:
+        """Whether the units of all shards are on disk in full; nothing is read where a file of theirs is missing."""
+        there = self._files()
+        return all(unit.file in there for unit in self.every) and not self._incomplete(self.every, there)
 
     @property
     def ended(self) -> bool:
         """Whether the run had been brought to its end before."""
         return "finished" in self.facts["times"]
+
+    def _files(self) -> set[str]:
+        return {str(name) for name in files(self.run / "parts")}
+
+    def _incomplete(self, units: tuple[Unit, ...], there: set[str]) -> tuple[Unit, ...]:
+        unknown = [unit for unit in units if unit not in self._complete and unit.file in there]
+        with ThreadPoolExecutor(READERS) as pool:  # a store takes its time for each
+            list(pool.map(self.complete, unknown))
+        return tuple(unit for unit in units if unit not in self._complete)
 
     def finished(self, seconds: float) -> None:
         """Write into `run.json` when the run ended, and how long it took this process."""

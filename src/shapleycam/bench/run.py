@@ -85,7 +85,7 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
                 yield from _news(claims, left[0])
                 time.sleep(min(idle * POLL, BEAT / 2))
         writer.flush()
-        if not plan.missing(everyone=True):
+        if plan.whole():
             claims.sweep()
             plan.finished((datetime.now(UTC) - started).total_seconds())
 
@@ -100,7 +100,6 @@ def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
 
 def _written(plan: Plan, left: tuple[Unit, ...]) -> Callable[[Unit], bool]:
     """Whether a unit was written since now, as a listing of its folder says; in full, most likely."""
-
     listed = listings(POLL, time.monotonic)
 
     def there(unit: Unit) -> bool:
