@@ -1,8 +1,8 @@
 """What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
 
 workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
-torchrun, two actors of Ray. From the end of a part when all work to that of the last, so that starting and loading are left out;
-medians of three rounds in which all take turns.
+torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows. While all of them work:
+starting, loading and the last part of each are left out. Medians of three rounds in which all take turns.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
 reads and measures the same batches, and neither claims nor writes.
@@ -41,6 +41,7 @@ from shapleycam.bench.scores import ORDER
 
 ENGINES = {
     "one process": ("local", 1),
+    "two apart": ("apart", 2),
     "two processes": ("local", 2),
     "torchrun": ("torchrun", 2),
     "Ray": ("ray", 2),
@@ -51,25 +52,29 @@ BEGUN = 5
 
 
 def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> float:
-    """Parts a second of a run once all work, from the end of part `BEGUN` to that of the last; workers have one thread each."""
+    """Parts a second of a run while all workers are at work; they have one thread each."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
-    call += ["--out", str(out), "--engine", engine, "--actors", str(workers), "--workers", "1", *flags]
+    call += ["--engine", "local" if engine == "apart" else engine, "--actors", str(workers), "--workers", "1", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    runs = [out / f"{number}" for number in range(workers if engine == "apart" else 1)]
     several = [
-        subprocess.Popen(call, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*call, "--out", str(run)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for run in runs
         for _ in range(workers if engine == "local" else 1)
     ]
     for process in several:
         if said := process.communicate()[1] if process.wait() else "":
             raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
-    ends = sorted(path.stat().st_mtime for path in out.rglob("*.parquet"))[BEGUN:]
+    ends = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))[BEGUN : 1 - workers or None]
     return (len(ends) - 1) / (ends[-1] - ends[0])
 
 
 def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
-    flags = ("--models", "efficientnet_lite0", "--part", "4", "--batch", "4", "--no-channels-last")
+    flags = ("--models", "efficientnet_lite0", "--part", "2", "--batch", "2", "--no-channels-last")
     rounds = [
         {name: started(pictures, folder / f"{name}{turn}", *each, *flags) for name, each in ENGINES.items()}
         for turn in range(3)

@@ -7,13 +7,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, get_ident
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pytest
 
-from shapleycam.bench.places import files, locate
+from shapleycam.bench.batches import Job, Read, _read, rows_of
+from shapleycam.bench.cluster import _Measurer
+from shapleycam.bench.datasets import Item
+from shapleycam.bench.loaded import Loaded
+from shapleycam.bench.places import files, locate, write_whole
+from shapleycam.bench.planned import Plan
 from shapleycam.bench.store import read_rows
 from tiny import Planned, finish
 
@@ -108,6 +116,39 @@ def test_a_process_that_torchrun_did_not_start_is_no_rank(bench: Bench) -> None:
 def test_actors_measure_what_a_process_alone_would(bench: Bench, undisturbed: pa.Table, tmp_path: Path) -> None:
     assert "all 6 parts complete" in end(bench("--engine", "ray"))
     assert read_rows(tmp_path / "run").equals(undisturbed)
+
+
+def test_an_actor_decodes_the_next_part_while_its_network_is_at_one(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned()
+    first, second = plan.units[:2]
+    begun, opened, threads = Event(), Event(), set[int]()
+
+    def read(item: Item, crop: Any) -> Read:
+        if item in plan.items_of(second):
+            opened.set()
+        return _read(item, crop)
+
+    def measured(plan: Plan, loaded: Loaded, labels: Any, job: Job, reads: list[Read]) -> pa.Table:
+        threads.add(get_ident())
+        begun.set()
+        assert job.unit != first or opened.wait(30)
+        return rows_of(plan, loaded, labels, job, reads)
+
+    monkeypatch.setattr("ray.get", lambda there: there)
+    monkeypatch.setattr("shapleycam.bench.batches._read", read)
+    monkeypatch.setattr("shapleycam.bench.run.rows_of", measured)
+    actor = _Measurer([plan], {first.model: plan.load(first.model)}, Mock())
+    with ThreadPoolExecutor(2) as calls:
+        one = calls.submit(actor, {"unit": [vars(first)]})
+        assert begun.wait(30)
+        two = calls.submit(actor, {"unit": [vars(second)]})
+    assert [each.result()["failed"] for each in (one, two)] == [[""], [""]]
+    assert len(threads) == 1
+    for unit, each in ((first, one), (second, two)):
+        write_whole(unit.path(plan.run), each.result()["data"][0])
+        assert plan.complete(unit)
 
 
 def test_an_actor_that_is_killed_costs_no_row_and_a_run_may_change_its_engine(

@@ -8,6 +8,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _MOST = 2**31 - 1, 2**25
 """No limit, and the largest that older versions take."""
 
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""The environment of a process in which threads beside the first keep what is freed, too: their own arenas hand it back."""
+
 
 def keep_freed() -> None:
     """Let glibc keep what tensors free, for the next ones; by default it hands large pieces back, to be asked for page by page.

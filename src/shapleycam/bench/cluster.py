@@ -7,15 +7,17 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from queue import Empty, Queue
 from socket import create_connection, gethostname
 from threading import Thread
 from typing import Any, TypeAlias
 
-from .allocator import keep_freed
+from .allocator import ONE_ARENA, keep_freed
 from .batches import decoded, jobs
 from .claims import POLL, Claims
 from .configuration import Machine
@@ -27,6 +29,8 @@ from .store import Unit
 CPUS = 0.5
 """What an actor asks for. Where actors take whole ones, they may take all there are, and Ray hangs without a word
 (ray-project/ray#44687)."""
+CALLS = 2
+"""Units that an actor has at a time: one in the network, and one whose pictures are decoded."""
 ANSWER = 10.0
 """Seconds in which a cluster must answer."""
 News: TypeAlias = tuple[str, Step]
@@ -165,7 +169,10 @@ class _Board:
 
 
 class _Measurer:
-    """An actor that measures units, one at a time; it has one model at a time too."""
+    """An actor that measures units one after the other, and decodes the next one's pictures meanwhile.
+
+    It is called from several threads; the network is run by one, and there is one model at a time.
+    """
 
     def __init__(self, plan: Any, models: Mapping[str, Any], board: Any) -> None:
         import ray
@@ -174,28 +181,36 @@ class _Measurer:
         self.plan: Plan = ray.get(plan[0])
         self.models, self.board, self.name = models, board, f"{gethostname()}:{os.getpid()}"
         self._has: tuple[str, Loaded, dict[str, int | None]] | None = None
+        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         unit, parts, failed = Unit(**batch["unit"][0]), [b""], ""
         try:
-            parts = self._measured(unit)
+            parts = self._part(unit)
         except Exception as error:  # noqa: BLE001 - Ray would keep its words to itself
             last = traceback.extract_tb(error.__traceback__)[-1]
             failed = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}, in {last.name})"
         return {"unit": batch["unit"], "data": parts, "failed": [failed]}
 
-    def _measured(self, unit: Unit) -> list[bytes]:
-        parts = list[bytes]()
-        loaded, labels = self._model(unit.model)
+    def _part(self, unit: Unit) -> list[bytes]:
+        has = self._has
+        if has is None or has[0] != unit.model:
+            has = self._network.submit(self._model, unit.model).result()
+        _, loaded, labels = has
         todo = jobs(self.plan, unit, self.plan.batch(unit.model))
         with closing(decoded(todo, loaded.model, self.plan.machine.threads)) as batches:
-            for step in unit_steps(
-                self.plan, loaded, labels, unit, batches, lambda unit, data, complete: parts.append(data)
-            ):
-                self.board.tell.remote((self.name, step))
+            ready = chain((next(batches),), batches)
+            return self._network.submit(self._measured, unit, loaded, labels, ready).result()
+
+    def _measured(
+        self, unit: Unit, loaded: Loaded, labels: dict[str, int | None], batches: Iterable[Any]
+    ) -> list[bytes]:
+        parts = list[bytes]()
+        for step in unit_steps(self.plan, loaded, labels, unit, batches, lambda unit, data, whole: parts.append(data)):
+            self.board.tell.remote((self.name, step))
         return parts
 
-    def _model(self, name: str) -> tuple[Loaded, dict[str, int | None]]:
+    def _model(self, name: str) -> tuple[str, Loaded, dict[str, int | None]]:
         import ray
 
         if self._has is None or self._has[0] != name:
@@ -203,7 +218,7 @@ class _Measurer:
             found: Loaded = ray.get(self.models[name])
             loaded = there(found, self.plan.machine.device, self.plan.configuration.compile)
             self._has = name, loaded, class_indices(loaded.model, self.plan.items)
-        return self._has[1:]
+        return self._has
 
 
 def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], board: Any) -> Any:
@@ -215,7 +230,11 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
     return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Measurer,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=machine.actors, max_tasks_in_flight_per_actor=2),
+        compute=ray.data.ActorPoolStrategy(
+            size=machine.actors, max_tasks_in_flight_per_actor=CALLS, enable_true_multi_threading=True
+        ),
+        max_concurrency=CALLS,
+        runtime_env={"env_vars": ONE_ARENA},
         num_cpus=CPUS,
         num_gpus=1 if machine.device.startswith("cuda") else 0,
         # In a list, so that it stays a reference: an actor gets it itself.
