@@ -292,3 +292,10 @@ def test_a_complete_run_keeps_nothing_half_written_of_whatever_machine(tmp_path:
     assert left.exists()
     first.sweep()
     assert not left.exists()
+
+
+def test_what_another_that_ends_just_now_writes_of_the_run_is_left_to_it(tmp_path: Path) -> None:
+    begun = tmp_path / "run.json.tmp-elsewhere-12-3"
+    places.write_whole(begun, b"half")
+    Claims(tmp_path).sweep()
+    assert begun.exists()

@@ -205,7 +205,7 @@ class Claims:
             for name in files(folder):
                 remove(folder / str(name))
             prune(folder)
-        sweep(self.run, everyone=True)
+        sweep(self.run / "parts", everyone=True)  # another that ends just now may write into run.json
 
     def _rivals(self) -> list[str]:
         """The living processes with which this one cannot share; of those that may be dead it waits for a beat."""

@@ -196,11 +196,10 @@ class _Measurer:
         has = self._has
         if has is None or has[0] != unit.model:
             has = self._network.submit(self._model, unit.model).result()
-        _, loaded, labels = has
         todo = jobs(self.plan, unit, self.plan.batch(unit.model))
-        with closing(decoded(todo, loaded.model, self.plan.machine.threads)) as batches:
+        with closing(decoded(todo, has[1].model, self.plan.machine.threads)) as batches:
             ready = chain((next(batches),), batches)
-            return self._network.submit(self._measured, unit, loaded, labels, ready).result()
+            return self._network.submit(self._measured, unit, *has[1:], ready).result()
 
     def _measured(
         self, unit: Unit, loaded: Loaded, labels: dict[str, int | None], batches: Iterable[Any]
@@ -226,8 +225,7 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
     import ray.data
 
     machine = plan.machine
-    units = [{"unit": vars(unit)} for unit in left]
-    return ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+    return ray.data.from_items([{"unit": vars(unit)} for unit in left], override_num_blocks=len(left)).map_batches(
         _Measurer,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
