@@ -15,6 +15,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from shapleycam.bench.allocator import keep_freed
+
+keep_freed()  # half of a pass is page faults otherwise
 torch.set_num_threads(1)  # one thread a worker: `pytest -n 2` on two cores
 
 settings.register_profile("shapleycam", derandomize=True, deadline=None, max_examples=25)
