@@ -74,7 +74,17 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
 
 def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
-    flags = ("--models", "efficientnet_lite0", "--layers", "gap,conv", "--part", "4", "--batch", "4", "--no-channels-last")
+    flags = (
+        "--models",
+        "efficientnet_lite0",
+        "--layers",
+        "gap,conv",
+        "--part",
+        "4",
+        "--batch",
+        "4",
+        "--no-channels-last",
+    )
     rounds = [
         {name: started(pictures, folder / f"{name}{turn}", *each, *flags) for name, each in ENGINES.items()}
         for turn in range(3)

@@ -409,3 +409,56 @@ def test_samples_average_over_noise_and_say_how_much_it_matters() -> None:
     plain = explain(network, x, methods="GradCAM", layer="3").explanations["GradCAM"]
     gap = (out.explanations["GradCAM"] - plain).abs()
     assert 0 < gap.max() < 3 * out.deviations["GradCAM"].max()
+
+
+def lenet() -> nn.Module:
+    """Convolutions that do not pad: on oblong images its maps have other proportions."""
+    return living(
+        nn.Sequential(
+            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(16 * 5 * 29, 5),
+        )
+    )  # fmt: skip
+
+
+def test_maps_of_an_oblong_image_may_have_other_proportions() -> None:
+    out = library.explain(lenet(), noise(1, 1, 32, 128))
+    assert (out.layer.name, out.layer.layout, out.layer.positions) == ("5", "bnhw", (5, 29))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution of another class, as timm has several."""
+
+
+def test_one_image_is_known_by_convolutions_of_any_class() -> None:
+    network = living(
+        nn.Sequential(Standardised(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Unflatten(1, (1, 4)),
+                      nn.Conv1d(1, 1, 3, padding=1), nn.Flatten(), nn.Linear(4, 5))
+    )  # fmt: skip
+    assert library.game(network, noise(3, 8, 8), layer="1").players > 0
+    with pytest.raises(ValueError, match=r"images has shape \(3, 8, 8\), expected a batch .*; use images\[None\]"):
+        library.explain(network, noise(3, 8, 8), layer="1")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_methods_that_search_give_numbers_in_float32(dtype: torch.dtype) -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    )
+    with torch.no_grad():
+        network[0].bias[1] = -100  # a dead map
+    methods = ["ScoreCAM", "AblationCAM", "IntegratedGradients", "FullGrad"]
+    out = library.explain(network.to(dtype), noise(2, 3, 8, 8).to(dtype), layer="1", methods=methods)
+    for each in (*out.explanations.values(), *out.heatmaps.values()):
+        assert each.dtype == torch.float32
+        assert each.isfinite().all()
+        assert each.abs().max() > 0
+
+
+def test_the_mean_over_noisy_images_is_no_share_of_one() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    )
+    options: dict[str, Any] = {"layer": "1", "methods": "AumannCAM"}
+    assert library.explain(network, noise(1, 3, 8, 8), **options).efficiency_gap["AumannCAM"].item() < 1e-3
+    assert library.explain(network, noise(1, 3, 8, 8), samples=2, **options).efficiency_gap["AumannCAM"].isnan().all()

@@ -110,7 +110,57 @@ def test_layer_and_group_norms_biases_are_found_too() -> None:
     net = Norms().double().eval()
     randomise(net, 0)
     found = full_gradients(play(net, "conv", images().double(), TARGETS))
-    assert [tuple(share.shape[1:]) for share in found.biases] == [(4, 10, 14), (4, 10, 14), (10, 14, 4), (5,)]
+    assert [tuple(share.shape[1:]) for share in found.biases] == [(4, 10, 14), (4, 10, 14), (4, 10, 14), (5,)]
     for j, target in enumerate(TARGETS):
         expected = net.head.weight[target].detach() * net.layer.bias.detach()
-        torch.testing.assert_close(found.biases[2][j].sum((0, 1)), expected)
+        torch.testing.assert_close(found.biases[2][j].sum((1, 2)), expected)
+
+
+class Windows(nn.Module):
+    """A norm over the channels of maps, channels last, and one of windows, which lie nowhere on the image by themselves."""
+
+    def __init__(self, windows: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.inner, self.head = (
+            nn.Conv2d(3, 4, 3),
+            nn.LayerNorm(4),
+            nn.LayerNorm(4),
+            nn.Linear(4, 5),
+        )
+        self.windows = windows
+        randomise(self, 0)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x).movedim(1, -1))
+        if self.windows:
+            b, h, w, n = maps.shape
+            cut = maps.unflatten(1, (2, h // 2)).unflatten(3, (2, w // 2)).movedim(3, 2).flatten(0, 2)
+            maps = self.inner(cut).view(b, 2, 2, h // 2, w // 2, n).movedim(2, 3).reshape(b, h, w, n)
+        return self.head(maps.mean((1, 2)))
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_biases_along_the_last_axis_of_maps_lie_on_the_image(windows: bool) -> None:
+    net, x = Windows(windows), images().double()[:1]
+    ground = play(net, "conv", x, TARGETS[:1])
+    found = full_gradients(ground)
+    assert found.biases[1].shape == (1, 4, 10, 14)
+    wanted = torch.zeros(1, *x.shape[2:], dtype=torch.float64)
+    for share in (found.inputs, *found.biases[:2]):
+        for channel in share.abs().unbind(1):
+            low = channel - channel.amin()
+            coarse = (low / (low.amax() + 1e-7))[None]
+            wanted += F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(full_grad(ground), wanted)
+    assert found.total.shape == (1,)
+
+
+def test_a_batch_norm_of_the_batchs_own_mean_adds_its_beta() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.LazyLinear(5)
+    )
+    net(images())
+    randomise(net, 0)
+    found = full_gradients(play(net.eval(), "0", images(), TARGETS))
+    assert [tuple(share.shape[1:]) for share in found.biases] == [(4, 10, 14), (4, 10, 14), (5,)]

@@ -87,6 +87,25 @@ def test_the_predicted_side_is_that_of_the_whole_image_for_every_coalition() -> 
         assert out.efficiency_gap[name].item() < 1e-5
 
 
+@pytest.mark.parametrize("method", [*library.SEARCHES, "AumannCAM", "GradCAM"])
+@pytest.mark.parametrize("samples", [0, 3])
+def test_every_method_keeps_to_the_side_of_the_whole_image(method: str, samples: int) -> None:
+    network, x = classifier(1), noise(2, 3, 12, 12)
+    logits = network(x)[:, 0].detach()
+    network[6].bias.data -= logits.mean()  # so that each image is barely on a side of its own
+    if method == "LIFT-CAM":
+        pytest.importorskip("captum")
+    options: dict[str, Any] = {"layer": "3", "methods": method, "budget": 400, "samples": samples}
+    both = explain(network, x, utility="rest-sigmoid", **options)
+    for i, logit in enumerate(both.logits[:, 0]):
+        name = f"rest-sigmoid-{'positive' if logit > 0 else 'negative'}"
+        alone = explain(network, x[i : i + 1], utility=name, **options)
+        torch.testing.assert_close(
+            both.explanations[method][i : i + 1], alone.explanations[method], rtol=1e-6, atol=1e-9
+        )
+    assert len(set((both.logits[:, 0] > 0).tolist())) == 2
+
+
 @pytest.mark.parametrize("utility", ["rest", "post-softmax", "log-softmax"])
 def test_a_single_logit_under_a_softmax_is_refused_and_rest_sigmoid_named(utility: str) -> None:
     with pytest.raises(
@@ -168,6 +187,21 @@ def test_segmentation_is_a_classs_mean_over_a_region() -> None:
             torch.testing.assert_close(out.explanations["HiResCAM"][i : i + 1], wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_each_image_has_its_own_region_wherever_the_network_runs() -> None:
+    network = living(nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 5, 1)))
+    x, masks = noise(2, 3, 12, 12), torch.zeros(2, 10, 10, dtype=torch.bool)
+    masks[0, :4], masks[1, 5:, 5:] = True, True
+    options: dict[str, Any] = {"methods": ["AumannCAM", "AblationCAM"], "targets": 2, "utility": "pre-softmax"}
+    both = explain(network, x, output=outputs.segmentation(masks), **options)
+    for i in range(2):
+        alone = explain(network, x[i : i + 1], output=outputs.segmentation(masks[i]), **options)
+        assert alone.layer.name == both.layer.name
+        for name, maps in alone.explanations.items():
+            torch.testing.assert_close(both.explanations[name][i : i + 1], maps)
+    with pytest.raises(ValueError, match="region has 2 masks, expected one, or one for each of 3 images"):
+        explain(network, noise(3, 3, 12, 12), layer="1", output=outputs.segmentation(masks), **options)
+
+
 def test_segmentation_without_a_region_takes_the_pixels_of_the_class() -> None:
     network, x = segmenter(), noise(1, 3, 13, 13)
     scores = network(x)["out"][0]
@@ -205,6 +239,27 @@ def test_detection_is_the_best_score_of_each_class_as_a_logit() -> None:
     torch.testing.assert_close(
         boxed[0].sigmoid(), torch.tensor([1e-9, 0.4, 0.7], dtype=torch.float64), rtol=1e-9, atol=1e-12
     )
+
+
+class OneByOne(nn.Module):
+    """Takes images in a list, as detectors do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = classifier(4)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        return self.network(torch.stack(images))
+
+
+def test_images_in_a_list_are_those_of_a_batch() -> None:
+    network, x = OneByOne(), noise(2, 3, 12, 12)
+    listed = explain(network, library.Inputs([*x]), layer="network.1", methods=["RandomCAM", "GradCAM"])
+    stacked = explain(network.network, x, layer="1", methods=["RandomCAM", "GradCAM"])
+    for name, maps in stacked.explanations.items():
+        torch.testing.assert_close(listed.explanations[name], maps)
+    with pytest.raises(ValueError, match=r"images \[1\] hold NaN"):
+        explain(network, library.Inputs([x[0], x[1] * torch.nan]), layer="network.1")
 
 
 def test_no_detection_is_refused() -> None:

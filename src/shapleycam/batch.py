@@ -74,12 +74,12 @@ class Explanation:
         """For each method |sum_j E_j - (U(A) - U(0))| / max(|U(A) - U(0)|, 1e-6), (b,): whether shares add up.
 
         0 is best, and necessary for Shapley values, not sufficient. NaN for methods that do not claim to: those with a ReLU
-        or a division inside, Type II rows where W is not the same at all positions, and what is in `SEARCHES`. Costs what
-        `empty` costs.
+        or a division inside, Type II rows where W is not the same at all positions, what is in `SEARCHES`, and means
+        over noisy images. Costs what `empty` costs.
         """
         gaps = {name: torch.full_like(self.full, torch.nan) for name in self.explanations}
         for name, each in self.explanations.items():
-            if name not in METHODS:
+            if name not in METHODS or self.deviations:
                 continue
             shared = METHODS[name].weights in (identity, mean) and not METHODS[name].relu_inside
             flat = (

@@ -80,7 +80,7 @@ def explain(
     seed
         Of RandomCAM, and of random weights.
     device
-        cpu, cuda, cuda:1, mps, ...
+        cpu, cuda, cuda:1, ...
     """
     from .gallery import write_explanations
     from .network.zoo import load_model
@@ -249,7 +249,7 @@ def serve(
     max_upload
         The largest file that is taken.
     device
-        cpu, cuda, cuda:1, mps, ...
+        cpu, cuda, cuda:1, ...
     """
     from .web.serving import serve as serve_page
 

@@ -18,7 +18,7 @@ from .playground import Progress
 from .searches import SEARCHES
 from .smoothing import smoothed
 from .theory.cams import METHODS, resolve_names
-from .theory.utility import Utility
+from .theory.utility import Utility, fixed
 
 
 @overload
@@ -184,7 +184,8 @@ def explain(
             raise ValueError("samples puts noise on images, expected a tensor of them, got several inputs")
         again = partial(
             explain, model, methods=names, layer=out.layer.name, layout=out.layer.as_layout, output=output,
-            targets=out.targets, utility=utility, nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed,
+            targets=out.targets, utility=fixed(named[1], out.logits, out.targets),
+            nodes=nodes, tolerance=tolerance, max_nodes=max_nodes, seed=seed,
             keys=[str(each) for each in keyed().tolist()] if keys is None else keys, budget=budget,
         )  # fmt: skip
         smooth = smoothed(

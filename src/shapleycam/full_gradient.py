@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
+from .network.expand import wide
 from .playground import Playground, undisturbed
 from .theory.axes import Heatmaps, Images, Utilities
 from .theory.heatmap import MODES
@@ -22,13 +23,16 @@ class FullGradients:
 
     inputs: Images
     """dU/dx * x."""
-    biases: tuple[Float[Tensor, "b *_"], ...]
-    """dU/db * b for each layer that adds one, in the order of the calls: (b, channels, *positions) behind a convolution."""
+    biases: tuple[Float[Tensor, "..."], ...]
+    """dU/db * b for each layer that adds one, in the order of the calls: (b, channels, *positions) where it lies on maps,
+    (windows of b images, ...) where it lies on parts of them."""
 
     @property
     def total(self) -> Utilities:
         """Their sum: the logit itself, if that is the utility and all else is ReLUs, pooling and sums."""
-        total: Tensor = sum((each.flatten(1).sum(1) for each in self.biases), self.inputs.flatten(1).sum(1))
+        total: Tensor = sum(
+            (each.reshape(len(self.inputs), -1).sum(1) for each in self.biases), self.inputs.flatten(1).sum(1)
+        )
         return total
 
 
@@ -43,24 +47,29 @@ def full_gradients(play: Playground) -> FullGradients:
     with torch.enable_grad():
         with _Added() as added:
             logits = play.network(images)
-        total = play.worth(logits, play.targets).sum()
+        total = play.worth(logits, play.each).sum()
     outputs = [output for output, _ in added.found]
     slopes = torch.autograd.grad(total, [images, *outputs], materialize_grads=True)
-    shares = [(slope * bias).detach() for slope, (_, bias) in zip(slopes[1:], added.found, strict=True)]
-    return FullGradients((slopes[0] * images).detach(), tuple(shares))
+    shares = [wide(slope * bias).detach() for slope, (_, bias) in zip(slopes[1:], added.found, strict=True)]
+    # What is added along the last axis of maps: channels last.
+    turned = [
+        each.movedim(-1, 1) if bias.ndim == 1 and each.ndim == images.ndim else each
+        for each, (_, bias) in zip(shares, added.found, strict=True)
+    ]
+    return FullGradients(wide(slopes[0] * images).detach(), tuple(turned))
 
 
 @undisturbed
 def full_grad(play: Playground) -> Heatmaps:
     """FullGrad, Srinivas and Fleuret 2019, on the image: the sum of psi over the input's and the biases' channels; >= 0.
 
-    psi takes absolute values, scales each channel to [0, 1] and enlarges it. Biases that lie nowhere on the image, a linear
-    layer's, are left out.
+    psi takes absolute values, scales each channel to [0, 1] and enlarges it. Biases that lie nowhere on the image, a
+    classifier's or those of tokens and windows, are left out.
     """
     found, size = full_gradients(play), play.images.shape[2:]
     total = _scaled(found.inputs).sum(1)
     for share in found.biases:
-        if share.ndim == play.images.ndim:
+        if share.ndim == play.images.ndim and len(share) == len(play.images):
             coarse = _scaled(share).sum(1, keepdim=True)  # to enlarge is linear, and one channel is cheaper than all
             total = total + interpolate(coarse, size, mode=MODES[len(size)], align_corners=False)[:, 0]
     return total
@@ -116,9 +125,10 @@ def _bias(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         return args[place] if len(args) > place else kwargs.get(name)
 
     bias: Tensor | None = argument("bias", _PLACES[func])
-    if func is not F.batch_norm:
+    names = ("running_mean", "running_var", "weight")
+    mean, variance, weight = (argument(name, i) for i, name in enumerate(names, 1))
+    if func is not F.batch_norm or mean is None:  # the mean of the batch is no constant
         return bias
-    mean, variance, weight = (argument(name, i) for i, name in enumerate(("running_mean", "running_var", "weight"), 1))
     eps = argument("eps", 7)
     shift: Tensor = -mean / (variance + (1e-5 if eps is None else eps)).sqrt() * (1 if weight is None else weight)
     return shift if bias is None else shift + bias

@@ -166,7 +166,7 @@ def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: in
 
 
 def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str, Any]:
-    probabilities = out.logits[0].double().softmax(0)
+    probabilities = out.logits[0].cpu().double().softmax(0)
 
     def one(index: int) -> dict[str, Any]:
         wnid = {"wnid": model.wnids[index]} if model.wnids else {}

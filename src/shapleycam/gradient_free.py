@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .network.expand import wide
 from .playground import Playground, undisturbed
 from .theory.axes import ExplanationMaps, Maps
 from .theory.heatmap import MODES
@@ -73,8 +74,8 @@ def score_cam(play: Playground) -> ExplanationMaps:
         pairs = torch.arange(some.start, some.stop, device=maps.device)
         image = pairs // n
         masks = interpolate(maps[image, pairs % n][:, None], size, mode=MODES[len(size)], align_corners=True)
-        logits = play.infer(play.images[image] * _unit(masks))
-        scores.append(play.worth(logits, play.targets[image]))
+        logits = play.infer(play.images[image] * _unit(wide(masks)).to(play.images.dtype))
+        scores.append(play.worth(logits, image))
     return weighed(torch.cat(scores).view(b, n).softmax(1), maps)
 
 
@@ -96,7 +97,7 @@ def ablation_cam(play: Playground) -> ExplanationMaps:
             rows[torch.arange(k), :, torch.arange(some.start, some.stop)] = 0
             return rows.flatten(0, 1)
 
-        left.append(play.worth(play.tail.of(without), play.targets.repeat(k)).view(k, b))
+        left.append(play.worth(play.tail.of(without), play.each.repeat(k)).view(k, b))
     full = play.full[:, None]
     return weighed((full - torch.cat(left).T) / full, maps)
 

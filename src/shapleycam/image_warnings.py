@@ -70,7 +70,7 @@ def _level(part: Tensor) -> Tensor:
 def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
     """Every reason, method by method; `Explanation.warnings` has them in the order of the images."""
     signs = {name: values.tolist() for name, values in out.signs.items()}
-    confident = out.logits.to(torch.float64).softmax(1).gather(1, out.targets[:, None])[:, 0].tolist()
+    confident = out.logits.cpu().double().softmax(1).gather(1, out.targets.cpu()[:, None])[:, 0].tolist()
     for image, (finite, target) in enumerate(zip(signs["finite"], out.targets.tolist(), strict=True)):
         if not finite:
             yield ImageWarning(

@@ -63,7 +63,7 @@ def lift_weights(play: Playground) -> MapWeights:
     with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # captum says that it sets hooks; they are on modules of our own
         shares = DeepLift(tail).attribute(maps, torch.zeros_like(maps)).detach().flatten(2)
-    earned = play.worth(full, play.targets) - play.worth(empty, play.targets)
+    earned = play.worth(full, play.each) - play.worth(empty, play.each)
     missed = (shares.sum((1, 2)) - earned).abs()
     if bool((missed > INCOMPLETE * shares.abs().sum((1, 2)).clamp(min=1e-6)).any()):
         raise ValueError(
@@ -82,7 +82,7 @@ def _mean_slope(play: Playground, full: Logits, empty: Logits) -> Tensor:
     line = torch.lerp(empty.repeat(NODES, 1), full.repeat(NODES, 1), points[:, None])
     slope: Tensor
     with torch.enable_grad():
-        utilities = play.worth(line + step.repeat(NODES, 1), play.targets.repeat(NODES))
+        utilities = play.worth(line + step.repeat(NODES, 1), play.each.repeat(NODES))
         (slope,) = torch.autograd.grad((utilities * weights).sum(), step)
     return slope
 

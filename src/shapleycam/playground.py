@@ -6,8 +6,10 @@ from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
+from .network.arguments import resolve_keys
 from .network.cut import CutNetwork, Pass
 from .network.expand import worth
 from .network.inputs import Given, call, logits_of
@@ -15,11 +17,12 @@ from .network.tail import Tail
 from .network.twin import twin
 from .theory.axes import Images, Logits, Maps, Targets, Utilities
 from .theory.draws import checksums
-from .theory.utility import Utility
+from .theory.utility import Utility, settled
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Network = Callable[[Tensor], Tensor]
+Places = Int64[Tensor, " k"]
 Progress = Callable[[int, int], object]
 """Told now and then how much is done, of how much."""
 
@@ -77,11 +80,17 @@ class Playground:
     @property
     def full(self) -> Utilities:
         """U(A) of each image, (b,)."""
-        return self.worth(self.forward.logits.detach(), self.targets)
+        return self.worth(self.forward.logits.detach(), self.each)
 
-    def worth(self, logits: Logits, targets: Targets) -> Utilities:
-        """U of each row of logits, in float32 or wider."""
-        return worth(logits, targets, self.utility)
+    @property
+    def each(self) -> Places:
+        """The place of every image, (b,)."""
+        return torch.arange(len(self.targets), device=self.targets.device)
+
+    def worth(self, logits: Logits, images: Places) -> Utilities:
+        """U of each row of logits, made of the images at these places; in float32 or wider."""
+        utility = settled(self.utility, self.forward.logits, self.targets, images)
+        return worth(logits, self.targets[images], utility)
 
     def parts(self, count: int, each: int) -> Iterator[range]:
         """`count` things of `each` numbers, as many at a time as there is room for; progress is told of every part."""
@@ -138,7 +147,6 @@ def play_with(
         with torch.autocast(some.device.type, enabled=False):
             return logits_of(call(copy, some), len(some), cut.output)
 
-    named = keys or (lambda: checksums(images if isinstance(images, Tensor) else images.images))
     return Playground(
         forward,
         images.detach(),
@@ -146,7 +154,7 @@ def play_with(
         utility,
         infer or cut.inference(),
         network,
-        named,
+        keys or resolve_keys(None, images),
         seed,
         room,
         progress,

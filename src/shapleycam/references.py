@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from .network.expand import wide
 from .playground import Playground, undisturbed
 from .theory.axes import Heatmaps, Images, Utilities
 from .theory.crg import quadrature
@@ -41,16 +42,16 @@ def integrated_gradients(play: Playground, *, nodes: int = 50, baseline: Images 
         raise ValueError(
             f"baseline has shape {tuple(start.shape)}, expected that of the images {tuple(play.images.shape)}"
         )
-    step, total = play.images - start, torch.zeros_like(play.images)
+    step, total = play.images - start, torch.zeros_like(wide(play.images))
     points, weights = (each.to(step) for each in quadrature(nodes))
     for some in play.parts(nodes, step.numel()):
         part = slice(some.start, some.stop)
         at = start + points[part].view(-1, *[1] * step.ndim) * step
         with torch.enable_grad():
             rows = at.flatten(0, 1).requires_grad_()
-            utilities = play.worth(play.network(rows), play.targets.repeat(len(some)))
+            utilities = play.worth(play.network(rows), play.each.repeat(len(some)))
             (slopes,) = torch.autograd.grad((utilities * weights[part].repeat_interleave(len(step))).sum(), rows)
-        total += slopes.view(len(some), *step.shape).sum(0)
+        total += wide(slopes).view(len(some), *step.shape).sum(0)
     return (total * step).sum(1)
 
 
@@ -86,7 +87,7 @@ def rise(play: Playground, *, masks: int | None = None, cells: int = 7, share: f
         given = drawn[:, some.start : some.stop]
         seen = play.images[:, None] * masks_of(given.flatten(0, 1), size, share).view(b, -1, 1, *size)
         logits = play.infer(seen.flatten(0, 1).to(play.images.dtype))
-        found.append(play.worth(logits, play.targets.repeat_interleave(len(some))).view(b, -1))
+        found.append(play.worth(logits, play.each.repeat_interleave(len(some))).view(b, -1))
     worths = torch.cat(found, 1)
     worths = worths - worths.amin(1, keepdim=True).clamp(max=0)
     total = worths.new_zeros(b, *size)
@@ -163,11 +164,11 @@ class Superpixels:
         return int(self.labels.max()) + 1
 
     def worth(self, coalitions: Coalitions) -> Utilities:
-        image, target = self.play.images[self.image], self.play.targets[self.image]
-        found = []
+        image, which = self.play.images[self.image], self.play.each[self.image]
+        coalitions, found = coalitions.to(image.device), []
         for some in replace(self.play, progress=None).parts(len(coalitions), image.numel()):
             shares = coalitions[some.start : some.stop, None, self.labels]
-            found.append(self.play.worth(self.play.infer(image * shares), target.expand(len(some))))
+            found.append(self.play.worth(self.play.infer(image * shares), which.expand(len(some))))
         return torch.cat(found) if found else image.new_empty(0)
 
 

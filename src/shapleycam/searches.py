@@ -44,7 +44,7 @@ def _eigen(play: Playground) -> ExplanationMaps:
 def _eigen_grad(play: Playground) -> ExplanationMaps:
     rows = play.maps.clone().requires_grad_()
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(play.worth(play.tail(rows), play.targets).sum(), rows)
+        (slope,) = torch.autograd.grad(play.worth(play.tail(rows), play.each).sum(), rows)
     return eigen_grad_cam(Expansion(wide(play.maps), wide(slope)))
 
 

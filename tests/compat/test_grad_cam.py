@@ -328,3 +328,31 @@ def test_what_cannot_be_explained_is_refused() -> None:
         grad_cam.show_cam_on_image(np.full((2, 2, 3), 2, np.float32), np.zeros((2, 2), np.float32))
     with pytest.raises(ValueError, match=r"image_weight is 2\.0, expected 0 to 1"):
         grad_cam.show_cam_on_image(np.zeros((2, 2, 3), np.float32), np.zeros((2, 2), np.float32), image_weight=2.0)
+
+
+class Normalising(nn.Module):
+    """Writes into what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+        randomise(self, 0)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x.sub_(0.5).mul_(4)).relu().mean((2, 3)))
+
+
+def test_images_stay_as_they_are_where_a_layout_is_found_out() -> None:
+    network, x = Normalising(), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    found = grad_cam.GradCAM(network, [network.conv], reshape_transform=lambda output: output)(x)
+    assert torch.equal(x, before)
+    np.testing.assert_array_equal(found, grad_cam.GradCAM(network, [network.conv])(x))
+
+
+def test_it_works_in_inference_mode_without_targets() -> None:
+    network, x = Normalising(), torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    wanted = grad_cam.ShapleyCAM(network, [network.conv])(x)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(grad_cam.ShapleyCAM(network, [network.conv])(x), wanted)

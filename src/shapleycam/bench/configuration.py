@@ -88,7 +88,7 @@ class Machine:
     workers: int | None = None
     """Threads that decode pictures ahead of the network; one for each core, at most 8, if not given."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1, mps, ..."""
+    """cpu, cuda, cuda:1, ..."""
     weights: tuple[str, ...] = ()
     """MODEL=FILE or MODEL=random, with commas, or random for all models; the published weights if not given."""
     shard: str = "1/1"

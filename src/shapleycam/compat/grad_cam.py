@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..explanation import explain
-from ..network.arguments import cut_network, run
+from ..network.arguments import cut_network, resolve_targets, run
 from ..network.cut import CutNetwork
 from ..network.expand import expand
 from ..network.layout import AXES, Layout, TargetLayer
@@ -153,7 +153,7 @@ class CAM:
         def noise() -> Maps:
             return random_weights(checksums(images), forward.leaf)
 
-        expansion = expand(forward, self.outputs.argmax(1), utility, ingredients, noise)
+        expansion = expand(forward, resolve_targets(None, self.outputs), utility, ingredients, noise)
         parts = weigh(expansion)
         return principal(parts) if eigen or self.method in _PRINCIPAL else parts.sum(1)
 
@@ -260,7 +260,9 @@ def layout_of(transform: Transform, model: nn.Module, layer: nn.Module | str, im
     shapes: list[tuple[int, ...]] = []
     target = CutNetwork(model, layer).layer
     with torch.inference_mode(False), torch.no_grad():
-        twin(unwrap(model), {target: lambda module, given, output: shapes.append(tuple(output.shape))})(images[:1])
+        twin(unwrap(model), {target: lambda module, given, output: shapes.append(tuple(output.shape))})(
+            images[:1].clone()
+        )
     shape = shapes[0] if shapes else (1, 1, 1, 1)
     numbered = torch.arange(prod(shape), dtype=torch.float64).view(shape)
     wanted = transform(numbered)

@@ -15,6 +15,8 @@ from .layout import Axes, Layout
 from .suggest import suggest
 from .zoo import Model
 
+_SUMS = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+"""What sums are made in, that they do not overflow."""
 _BATCHES = {3: "(b, channels, t)", 4: "(b, channels, H, W)", 5: "(b, channels, D, H, W)"}
 
 
@@ -23,12 +25,12 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
     as_inputs(images)
     module = model.module if isinstance(model, Model) else model
     axes = _axes(model)
-    tensor = images.images if isinstance(images, Inputs) else images
+    every = images.each if isinstance(images, Inputs) else images
     if 0 in images.shape or (isinstance(images, Tensor) and images.ndim not in axes):
         expected = " or ".join(_BATCHES[each] for each in axes)
         hint = "; use images[None]" if images.ndim + 1 in axes else ""
         raise ValueError(f"images has shape {tuple(images.shape)}, expected a batch {expected}{hint}")
-    parameter = next((p for p in module.parameters() if p.is_floating_point()), tensor)
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), images)
     if isinstance(model, Model) and images.shape[1] != 3:
         raise ValueError(f"images has {images.shape[1]} channels, shape {tuple(images.shape)}; {model.name} takes 3")
     if images.dtype != parameter.dtype and (isinstance(images, Tensor) or images.dtype.is_floating_point):
@@ -39,8 +41,8 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         raise ValueError(
             f"images are on {images.device}, the model on {parameter.device}; use images.to({str(parameter.device)!r})"
         )
-    total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
-    if not total.isfinite() and (bad := [i for i, image in enumerate(tensor) if not image.isfinite().all()]):
+    totals = [some.sum(dtype=_SUMS.get(some.dtype)) for some in ([every] if isinstance(every, Tensor) else every)]
+    if not all(map(torch.isfinite, totals)) and (bad := [i for i, x in enumerate(every) if not x.isfinite().all()]):
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
 
@@ -56,10 +58,10 @@ def _axes(model: Model | nn.Module) -> tuple[int, ...]:
 
 
 def _axes_of(module: nn.Module) -> tuple[int, ...]:
-    """How many axes a network's batches have, by its first convolution; images, signals or volumes if it has none."""
-    kinds: dict[type, int] = {nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
-    first = next((kinds[type(each)] for each in module.modules() if type(each) in kinds), None)
-    return (4, 3, 5) if first is None else (first,) if first == 4 else (first, 4)
+    """How many axes a network's batches have, by its convolutions; images, signals or volumes if it has none."""
+    kinds = {nn.Conv2d: 4, nn.Conv1d: 3, nn.Conv3d: 5}
+    found = [axes for each in module.modules() for kind, axes in kinds.items() if isinstance(each, kind)]
+    return (4, 3, 5) if not found else (4,) if 4 in found else (found[0], 4)
 
 
 def cut_network(
@@ -151,5 +153,11 @@ def resolve_keys(keys: Sequence[str] | None, images: Given) -> Callable[[], Tens
     """A key for each image, (b,) int64, from its name or else its values; worked out when asked for."""
     if keys is not None and len(keys) != len(images):
         raise ValueError(f"keys has {len(keys)} names, expected one for each of {len(images)} images")
-    tensor = images.images if isinstance(images, Inputs) else images
-    return lambda: checksums(tensor) if keys is None else torch.tensor([key(k) for k in keys], device=images.device)
+    every = images.each if isinstance(images, Inputs) else images
+
+    def named() -> Tensor:
+        if keys is not None:
+            return torch.tensor([key(k) for k in keys], device=images.device)
+        return checksums(every) if isinstance(every, Tensor) else torch.cat([checksums(one[None]) for one in every])
+
+    return named

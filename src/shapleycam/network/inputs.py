@@ -1,6 +1,6 @@
 """What a network is given, if that is more than one tensor of images; and what it puts out, as logits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,11 @@ class Inputs:
         self._list = len(first) > 0 and self.images is first[0]
         """Images one by one, as torchvision's detectors take them."""
         self._count = len(first) if self._list else len(self.images)
+
+    @property
+    def each(self) -> Sequence[Tensor] | Tensor:
+        """The images, one by one."""
+        return self.args[0] if self._list else self.images
 
     @property
     def shape(self) -> torch.Size:

@@ -15,6 +15,8 @@ Axes = Literal["bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn"]
 AXES: tuple[Axes, ...] = ("bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn")
 PREFIXES = range(9)
 """How many class, distillation and register tokens are looked for in front of the tokens of positions."""
+PADDED = 8
+"""How many more positions than the input's own a signal's maps may have: kernels of even size pad too much."""
 _LAST = nn.LayerNorm | nn.Linear | nn.Embedding
 _FIRST = (
     nn.modules.conv._ConvNd
@@ -112,7 +114,7 @@ def place(
         When several do that nothing tells apart.
     """
     if len(shape) == 4 and len(size) == 2 and asked is None:
-        return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name))
+        return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name, last))
     found = list(dict.fromkeys(_readings(name, shape, size, asked)))
     if not found and asked is not None:
         raise ValueError(
@@ -149,23 +151,31 @@ def maps_last(root: nn.Module, layer: nn.Module) -> bool | None:
     return None
 
 
-def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str | None, name: str) -> Axes:
+def find_layout(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    output_fmt: str | None,
+    name: str,
+    last: Callable[[], bool | None] = lambda: None,
+) -> Axes:
     """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
 
     The positions have the image's proportions, give or take one row or column. Where both readings or neither do,
-    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels.
+    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels and the layer's kind does
+    not say that they are first.
 
     Raises
     ------
     AmbiguousError
         When that does not settle it.
     """
-    first, last = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
-    if first != last:
-        return "bnhw" if first else "bhwn"
+    front, back = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
+    if front != back:
+        return "bnhw" if front else "bhwn"
     if output_fmt in ("NHWC", "NCHW"):
         return "bhwn" if output_fmt == "NHWC" else "bnhw"
-    if shape[3] > max(shape[1], shape[2]) or (first and last and shape[1] == shape[2] == shape[3]):
+    wide = shape[3] > max(shape[1], shape[2]) or (front and back and shape[1] == shape[2] == shape[3])
+    if wide and last() is not False:
         raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
             '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'
@@ -175,7 +185,8 @@ def find_layout(shape: tuple[int, ...], size: tuple[int, int], output_fmt: str |
 
 def fits(positions: tuple[int, ...], size: tuple[int, ...]) -> bool:
     """Whether positions have the proportions of an input, give or take one row or column, and are no more than its own."""
-    smaller = all(n <= side for n, side in zip(positions, size, strict=False))
+    more = PADDED if len(size) == 1 else 0
+    smaller = all(n <= side + more for n, side in zip(positions, size, strict=False))
     return smaller and (len(size) < 2 or len(positions) < 2 or _proportionate(positions[-2:], size[-2:]))
 
 
@@ -225,7 +236,7 @@ def _read(name: str, shape: tuple[int, ...], axes: Axes) -> TargetLayer:
 def _grids(tokens: int, size: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """The grids with the input's proportions on which so many tokens lie."""
     if tokens < 1 or len(size) < 2:
-        yield from [(tokens,)] if 1 <= tokens <= size[0] else []
+        yield from [(tokens,)] if 1 <= tokens <= size[0] + PADDED else []
         return
     if len(size) == 3:
         for d in (d for d in range(1, min(tokens, size[0]) + 1) if tokens % d == 0):

@@ -18,7 +18,8 @@ def segmentation(region: Tensor | Sequence[Sequence[bool]] | None = None, key: s
     """Each class's mean logit over a region, (b, c), of a network that puts out (b, c, h, w), or a mapping with that at `key`.
 
     `region` is a mask (H, W) or (b, H, W), of any size; None takes, for each class, the pixels where it is the likeliest, or all
-    where it is so nowhere: "why are these pixels of that class?"
+    where it is so nowhere: "why are these pixels of that class?" With a mask an image, explain the batch whole, by methods that
+    do not change the images; ScoreCAM, RISE and KernelSHAP take one image with one mask.
 
     Raises
     ------
@@ -110,8 +111,14 @@ def _entry(output: Any, key: str) -> Any:
 def _where(scores: Tensor, mask: Tensor | None) -> Tensor:
     """The region of each class, (b or 1, c or 1, h, w)."""
     if mask is not None:
-        wide = mask.to(scores.device, torch.float32)[None, None] if mask.ndim == 2 else mask.to(scores)[:, None].float()
-        return interpolate(wide, scores.shape[-2:], mode="area")
+        wide = interpolate(
+            mask.to(scores.device, torch.float32).view(-1, 1, *mask.shape[-2:]), scores.shape[-2:], mode="area"
+        )
+        if len(scores) == 1:  # the search for a layer looks at the first image
+            return wide[:1]
+        if len(scores) % len(wide):
+            raise ValueError(f"region has {len(wide)} masks, expected one, or one for each of {len(scores)} images")
+        return wide.repeat(len(scores) // len(wide), 1, 1, 1)  # the rows of a coalition are the whole batch
     likeliest = scores.detach().argmax(1, keepdim=True) == torch.arange(scores.shape[1], device=scores.device).view(
         -1, 1, 1
     )

@@ -135,9 +135,12 @@ def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None
     shape, size = tuple(seen.output.shape), size_of(images)
     if shape[0] == len(images):
         with suppress(ValueError):
-            layer = place(seen.name, shape, size, Facts.of(module), partial(maps_last, module, seen.module))
+            last = partial(maps_last, module, seen.module)
+            layer = place(seen.name, shape, size, Facts.of(module), last)
             signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
-            return layer if prod(layer.positions) > 1 and fits(layer.positions, size) and not signal else None
+            # Convolutions that do not pad, and pooling along one axis, leave the proportions of an oblong image.
+            fitting = fits(layer.positions, size) or (layer.layout == "bnhw" and last() is False)
+            return layer if prod(layer.positions) > 1 and fitting and not signal else None
     return None
 
 

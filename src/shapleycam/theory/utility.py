@@ -1,10 +1,11 @@
 """What a coalition is worth: a utility of the logits, one number an image."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -55,19 +56,29 @@ class Settled:
         """The utility of whole images."""
         return self.worth(logits, targets, self.look(logits.detach(), targets))
 
-    def settled(self, logits: Logits, targets: Targets) -> Utility:
-        """The utility of k coalitions of each image, whose whole ones have these logits: row i is of image i modulo b."""
-        seen = self.look(logits.detach(), targets)
 
-        def worth(logits: Logits, targets: Targets) -> Utilities:
-            return self.worth(logits, targets, seen.repeat(len(logits) // len(seen), *[1] * (seen.ndim - 1)))
+def settled(utility: Utility, logits: Logits, targets: Targets, images: Int64[Tensor, " k"] | None = None) -> Utility:
+    """The utility that keeps to what it sees in the logits for whole images, where it looks at them.
 
-        return worth
+    Row i of what it is then given is of image `images[i]`; of image i modulo b without them.
+    """
+    if not isinstance(utility, Settled):
+        return utility
+    seen = utility.look(logits.detach(), targets)
+
+    def worth(logits: Logits, targets: Targets) -> Utilities:
+        which = torch.arange(len(logits), device=seen.device) % len(seen) if images is None else images
+        return utility.worth(logits, targets, seen[which])
+
+    return worth
 
 
-def settled(utility: Utility, logits: Logits, targets: Targets) -> Utility:
-    """The utility that keeps to what it sees in the logits for whole images, where it looks at them."""
-    return utility.settled(logits, targets) if isinstance(utility, Settled) else utility
+def fixed(utility: Utility, logits: Logits, targets: Targets) -> Utility:
+    """The utility that sees in noisy copies of the images what it sees in these logits for the images themselves."""
+    if not isinstance(utility, Settled):
+        return utility
+    seen = utility.look(logits.detach(), targets)
+    return replace(utility, look=lambda logits, targets: seen)
 
 
 rest_sigmoid = Settled(
