@@ -86,7 +86,7 @@ def exchange(infer: Infer, before: Images, after: Images, heatmaps: Heatmaps, ta
     pixels = heatmaps[0].numel()
     if not 1 <= steps <= pixels:
         raise ValueError(f"steps is {steps}, expected 1 to {pixels}, the number of pixels")
-    hottest = ranked(heatmaps)
+    hottest = ranked(heatmaps).to(before.device)
     changed = torch.linspace(0, pixels, steps + 1, dtype=torch.float64, device=hottest.device).round().long()
 
     def version(image: Tensor, step: Tensor) -> Images:

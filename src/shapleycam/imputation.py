@@ -76,7 +76,7 @@ def painted(
 ) -> Curve:
     """The targets' probabilities where all but so many percent of the pixels are painted over, the hottest first."""
     pixels = heatmaps[0].numel()
-    hottest = ranked(heatmaps)
+    hottest = ranked(heatmaps).to(images.device)
     # At least one is left, to paint from.
     gone = torch.tensor([pixels - max(1, int(pixels * p / 100)) for p in percentiles], device=images.device)
     generator = torch.Generator().manual_seed(seed)

@@ -1,5 +1,6 @@
 """Folders, tars and lists of pictures made up here: their names, their labels, and what is refused."""
 
+import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
@@ -149,3 +150,37 @@ def test_a_file_that_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(ValueError, match="cannot be read as a tar"):
         find_pictures(tmp_path / "a.tar")
+
+
+def test_links_to_folders_are_searched_unless_they_lead_back(tmp_path: Path) -> None:
+    tree(tmp_path / "all", "n01440764/a.png")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "n01440764").symlink_to(tmp_path / "all" / "n01440764")
+    (tmp_path / "all" / "n01440764" / "back").symlink_to(tmp_path / "all")
+    assert found(tmp_path / "some") == {"n01440764/a.png": "n01440764"}
+    assert found(tmp_path / "all") == {"n01440764/a.png": "n01440764"}
+
+
+def test_what_is_hidden_is_no_picture(tmp_path: Path) -> None:
+    assert found(tree(tmp_path, "a.png", ".b.png", ".thumbnails/c.png")) == {"a.png": None}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_a_name_that_is_no_text_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "caf\udce9.png")
+    with pytest.raises(
+        ValueError, match=r"the name of 'caf\\udce9.png' is not UTF-8, so that no table can hold it; rename"
+    ):
+        find_pictures(tmp_path)
+
+
+def test_a_csv_is_read_by_the_names_of_its_columns(tmp_path: Path) -> None:
+    tree(tmp_path, "a.png", "#1.png")
+    for text in ("label,path\n7,a.png\n8,#1.png\n", "# of mine\n,Image,class\n0,a.png,7\n1,#1.png,8\n"):
+        assert found(wrote(tmp_path / "list.csv", text)) == {"a.png": 7, "#1.png": 8}
+
+
+def test_pictures_that_a_file_does_not_name_keep_their_labels(tmp_path: Path) -> None:
+    tree(tmp_path / "of", "n01440764/a.png", "n01440764/b.png")
+    given = wrote(tmp_path / "labels.csv", "name,label\nb.png,n02123045\n")
+    assert list(found(tmp_path / "of", given).values()) == ["n01440764", "n02123045"]

@@ -88,6 +88,7 @@ def test_positions_count_on_disk(pictures: Path, monkeypatch: pytest.MonkeyPatch
         (["5", "--rate", "1", "--models", "resnet18", "--layers", "nowhere"], "nowhere"),
         (["5", "--processes", "0"], "processes is 0"),
         (["5", "--rate", "1", "--methods", "GradCAM,ScoreCAM"], "ScoreCAM: passes that cannot be counted"),
+        (["5", "--rate", "1", "--fidelity", "100"], "fidelity replays tails"),
         (["nowhere", "--rate", "1"], "'nowhere' is not there"),
         (["5", "--rate", "1", "--engine", "spark"], "engine"),
         (["5", "--rate", "1", "--actors", "0"], "actors is 0"),

@@ -660,3 +660,30 @@ def test_a_choice_that_does_not_exist_is_refused() -> None:
     configuration = import_module(f"{library.__name__}.bench.configuration")
     with pytest.raises(ValueError, match="precision is 'fp8', expected fp32 or bf16 or fp16"):
         configuration.Configuration(precision="fp8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"weights": ("resnet-50=mine.pth",)},
+            "weights are given for 'resnet-50', not one of tiny:network; name models as",
+        ),
+        ({"weights": ("tiny:network=mine.pth",)}, "weights are given for 'tiny:network', which brings its own"),
+        ({"preprocess": "paper"}, "preprocess is paper, and 'tiny:network' brings its own; leave out --preprocess"),
+    ],
+)
+def test_weights_and_preprocessing_that_nothing_would_take_are_refused(
+    planned: Planned, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        planned(**changes)
+
+
+def test_labels_that_mean_no_class_are_refused(planned: Planned, tmp_path: Path) -> None:
+    lines = tmp_path / "labels.txt"
+    lines.write_text("".join(f"p{n:02}.png,3\n" for n in range(11)))
+    with pytest.raises(
+        ValueError, match=r"no label is a class of tiny:network, such as 'p.*' of .*p.*png; expected class ind"
+    ):
+        planned(labels=lines)

@@ -18,7 +18,8 @@ from shapleycam.bench.comparisons import compare
 from shapleycam.bench.formats import Cell, Grid, comma_separated, latex, markdown, text
 from shapleycam.bench.paper import NOTES, printed, table_number
 from shapleycam.bench.scores import BASELINES, METRICS, ORDER, Scores, score_rows
-from shapleycam.bench.tables import make_grids, table
+from shapleycam.bench.store import fingerprint
+from shapleycam.bench.tables import make_grids, read_groups, table
 from shapleycam.theory.baselines import BASELINES as MEASURED_BASELINES
 from shapleycam.theory.cams import METHODS
 
@@ -543,3 +544,54 @@ def test_table_reads_a_run_and_refuses_other_formats(tmp_path: Path) -> None:
         table(run, format="html")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         table(tmp_path)
+
+
+def test_intervals_are_those_of_the_samples_in_which_a_method_was_measured() -> None:
+    few = six().slice(0, 5)
+    (scores,) = score_rows(few)
+    assert np.isfinite(scores.interval).all()
+    assert "nan" not in text(make_grids(few, {}, ci=True))
+    entries = [{**e, "status": "no" if e["method"] == "LayerCAM" else "ok"} for e in drawn(["GradCAM", "LayerCAM"])]
+    for shown in (text, markdown, latex, comma_separated):
+        assert "nan" not in shown(make_grids(rows(entries), {}, ci=True))
+
+
+def test_a_network_without_any_score_has_the_columns_of_the_run(tmp_path: Path) -> None:
+    bad = [{**entry, "model": "alexnet", "method": "", "status": "no label"} for entry in drawn(["GradCAM"])]
+    bad = [{name: entry[name] for name in (*WHERE, "picture", "method", "status")} for entry in bad]
+    good = [{**entry, "road": 0.1} for entry in drawn(["GradCAM"])]
+    facts = {"metrics": ["road"], "pictures": {}}
+    run = write_run(tmp_path / "run", bad + good, configuration=facts, hash=fingerprint(facts))
+    grids = make_grids(read_groups(run), {})
+    assert [grid.head for grid in grids] == [grids[0].head] * 2
+    assert "ROAD" in grids[0].head[-1]
+
+
+def test_wins_are_of_the_pictures_that_all_methods_have() -> None:
+    entries = [e for e in drawn(["GradCAM", "LayerCAM"]) if e["method"] == "GradCAM" or int(e["picture"][:3]) < 12]
+    (grid,) = make_grids(rows(entries), {}, view="wins")
+    assert "12 pictures)" in grid.name
+    assert any("12 to 20 pictures" in note for note in grid.notes)
+    (grid,) = make_grids(rows(entries), {}, view="wins", long=True)
+    assert dict(grid.key)["pictures"] == "12"
+
+
+def test_top1_says_of_how_many_pictures_it_is() -> None:
+    entries = [{**e, "label": e["label"] if int(e["picture"][:3]) < 3 else None} for e in drawn(["GradCAM"])]
+    (grid,) = make_grids(rows(entries), {})
+    assert "% of 3 labelled, 20 pictures)" in grid.name
+
+
+@pytest.mark.parametrize("view", ["scores", "published", "wins"])
+def test_every_view_takes_the_order_of_a_metric(view: Any) -> None:
+    entries = drawn(["GradCAM", "LayerCAM", "HiResCAM"], layer="conv")
+    (scores,) = score_rows(rows(entries))
+    best_first = [scores.methods[i] for i in np.argsort(scores.means[:, METRICS.index("AD")])]
+    (grid,) = make_grids(rows(entries), {}, view=view, sort="ad")
+    assert list(dict.fromkeys(str(row[0]) for row in grid.rows)) == best_first
+    with pytest.raises(ValueError, match="sort is 'x', expected one of AD"):
+        make_grids(rows(entries), {}, view=view, sort="x")
+
+
+def test_a_million_pictures_are_counted_to_the_last() -> None:
+    assert "1281167" in comma_separated([Grid("t", "n", ("Method",), (("GradCAM",),), (), (("pictures", "1281167"),))])

@@ -82,3 +82,8 @@ def test_a_missing_torchmetrics_is_named_with_what_to_do(monkeypatch: pytest.Mon
     monkeypatch.delitem(sys.modules, "shapleycam.compat.torchmetrics")
     with pytest.raises(ImportError, match="pip install torchmetrics"):
         import shapleycam.compat.torchmetrics  # noqa: F401
+
+
+def test_a_set_is_no_method(network: nn.Module) -> None:
+    with pytest.raises(ValueError, match="method is 'paper', a set; expected the name of one"):
+        CAMMetrics(network, "paper")

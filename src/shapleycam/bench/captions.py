@@ -23,7 +23,8 @@ def title(scores: Scores) -> str:
 
 def name(scores: Scores) -> str:
     """The network, its top-1 accuracy and the number of pictures."""
-    top1 = "" if scores.top1 is None else f"top-1 {100 * scores.top1:.2f} %, "
+    some = f" of {scores.labelled} labelled" if scores.labelled < len(scores.pictures) else ""
+    top1 = "" if scores.top1 is None else f"top-1 {100 * scores.top1:.2f} %{some}, "
     return f"{NAMES.get(scores.model, scores.model)} ({top1}{_count(len(scores.pictures), 'picture')})"
 
 
@@ -33,7 +34,7 @@ def key(scores: Scores) -> tuple[tuple[str, str | float | None], ...]:
         ("model", scores.model),
         ("layer", scores.layer),
         ("utility", scores.utility),
-        ("pictures", float(len(scores.pictures))),
+        ("pictures", str(len(scores.pictures))),
         ("top1", None if scores.top1 is None else 100 * scores.top1),
     )
 

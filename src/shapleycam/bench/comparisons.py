@@ -65,7 +65,8 @@ def compare(scores: Scores, draws: int = DRAWS, seed: int = 0) -> tuple[Comparis
 
 def wins(scores: Scores) -> Grid:
     """How often the method of a row beats that of a column, and whether their ADCCs differ for certain."""
-    scores = scores.select(list(coinciding(scores)))
+    missing = tuple(failure_notes(scores, None))
+    scores = scores.select(list(coinciding(scores))).complete()
     found = compare(scores)
     wins = {(c.first, c.second): (c.wins, c) for c in found} | {(c.second, c.first): (c.losses, c) for c in found}
     rows = []
@@ -81,14 +82,14 @@ def wins(scores: Scores) -> Grid:
         "Percent of the pictures on which the row's method has the higher ADCC of that picture; the rest are losses and ties.",
         "> and <: the row's ADCC of means is higher or lower, the 95 % paired bootstrap interval of the difference leaves out 0 "
         "(not corrected for the number of comparisons).",
-        *failure_notes(scores, None),
+        *missing,
     )
     return Grid(f"Wins: {title(scores)}", name(scores), ("", *scores.methods), tuple(rows), notes, key(scores))
 
 
 def pairs(scores: Scores) -> Grid:
     """A line for each pair of methods: for programs."""
-    head = ("method", "other", "ADCC difference", "p", "wins", "losses")
+    scores, head = scores.complete(), ("method", "other", "ADCC difference", "p", "wins", "losses")
     rows = tuple(
         (
             c.first,
@@ -135,7 +136,7 @@ def against(found: Iterable[Scores], configuration: Mapping[str, Any]) -> list[G
 def _beside(scores: Scores, configuration: Mapping[str, Any]) -> Grid | None:
     table = number(scores)
     paper = {each[3:]: value for each, value in printed().items() if each[:3] == (table, scores.layer, scores.model)}
-    means, ends = scores.means, np.percentile(scores.resample(), (2.5, 97.5), axis=0)
+    means, ends = scores.means, scores.interval
     rows: list[tuple[str | Cell, ...]] = []
     inside = 0
     for i, each in enumerate(scores.methods):

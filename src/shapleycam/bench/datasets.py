@@ -17,7 +17,10 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 Label = int | str
 _WNID = re.compile(r"n\d{8}")
 _WNID_IN_NAME = re.compile(r"(?:^|_)(n\d{8})(?=[_.])")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""Bytes of a file's name that are no UTF-8, as Python hands them out."""
 _HEADS = {"path", "picture", "image", "file", "filename", "name", "imageid"}
+_LABELS = {"label", "class", "target", "wnid", "predictionstring"}
 _GROUND_TRUTH = (
     "numbers classes from 1 to 1000 in the order of the challenge's own list, which is not the order of the logits; give "
     "WordNet identifiers, as in the file LOC_val_solution.csv, or indices that count from 0 in the order of the identifiers"
@@ -47,10 +50,10 @@ def find_pictures(source: Place, labels: Path | None = None) -> tuple[Item, ...]
     source
         A folder, searched to its depth; an uncompressed .tar; a .csv with columns path and label; or a text file with a path
         a line, and its label behind a tab, or behind a space if it is an index or an identifier. Paths in lists are relative
-        to the list.
+        to the list; lines that begin with "# " are passed over.
     labels
         A text or CSV file: a picture's name, or its file's name with or without the ending, and its label in each line; or
-        a label for each picture in their order.
+        a label for each picture in their order. Pictures that are not named keep the labels that they have.
 
     Raises
     ------
@@ -71,6 +74,8 @@ def find_pictures(source: Place, labels: Path | None = None) -> tuple[Item, ...]
         items = _tar(source) if _is_tar(source) else _list(source)
     if not items:
         raise FileNotFoundError(f"{str(source)!r} holds no pictures; their names end in {', '.join(sorted(SUFFIXES))}")
+    if odd := [item.name for item in items if _NO_TEXT.search(item.name)]:
+        raise ValueError(f"the name of {odd[0]!a} is not UTF-8, so that no table can hold it; rename the file")
     return _labelled(items, labels) if labels else items
 
 
@@ -80,8 +85,14 @@ def checksum(items: Sequence[Item]) -> str:
 
 
 def _folder(folder: Place) -> tuple[Item, ...]:
-    names = sorted(name for name in files(folder) if name.suffix.lower() in SUFFIXES and not name.name.startswith("."))
+    names = sorted(name for name in files(folder, links=True) if _is_picture(name))
     return tuple(Item(str(name), _label(name), partial(_opened, folder / str(name))) for name in names)
+
+
+def _is_picture(name: PurePosixPath) -> bool:
+    """By its ending; nothing hidden, nor in a hidden folder."""
+    hidden = any(part.startswith(".") and part != ".." for part in name.parts)
+    return name.suffix.lower() in SUFFIXES and not hidden
 
 
 def _opened(file: Place) -> Path | bytes:
@@ -116,7 +127,7 @@ def _tar(file: Place) -> tuple[Item, ...]:
         with file.open("rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
             for member in tar:
                 name = PurePosixPath(member.name)
-                if member.isfile() and name.suffix.lower() in SUFFIXES and not name.name.startswith("."):
+                if member.isfile() and _is_picture(name):
                     members[str(name)] = member  # as tar itself does, the last of a name counts
     except tarfile.TarError as error:
         raise ValueError(f"{str(file)!r} cannot be read as a tar: {error}; make it anew") from error
@@ -161,12 +172,14 @@ def _labelled(items: Sequence[Item], file: Path) -> tuple[Item, ...]:
         name = PurePosixPath(item.name)
         return next((table[key] for key in (item.name, name.name, name.stem) if key in table), None)
 
-    found = tuple(replace(item, label=find(item)) for item in items)
-    if all(item.label is None for item in found):
+    labels = [find(item) for item in items]
+    if all(label is None for label in labels):
         raise ValueError(
             f"{str(file)!r} names none of the {len(items)} pictures, such as {items[0].name}; expected name and label"
         )
-    return found
+    return tuple(
+        item if label is None else replace(item, label=label) for item, label in zip(items, labels, strict=True)
+    )
 
 
 def _lines(file: Place) -> Iterator[tuple[int, tuple[str, Label | None]]]:
@@ -177,22 +190,30 @@ def _lines(file: Place) -> Iterator[tuple[int, tuple[str, Label | None]]]:
         raise ValueError(
             f"{str(file)!r} is no text; expected a folder, a .tar, a .csv or a text file of pictures"
         ) from error
-    lines = text.splitlines()
-    split = _row if file.suffix.lower() == ".csv" else _words
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        path, label = split(line)
-        if number == 1 and path.lower() in _HEADS:
-            continue
-        yield number, (path, label)
+    lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip() and not line.startswith("# ")]
+    if file.suffix.lower() == ".csv":
+        yield from _rows(lines)
+        return
+    for place, (number, line) in enumerate(lines):
+        path, label = _words(line)
+        if place or path.lower() not in _HEADS:
+            yield number, (path, label)
 
 
-def _row(line: str) -> tuple[str, Label | None]:
-    cells = [cell.strip() for cell in next(csv.reader([line]))]
-    label = cells[1] if len(cells) > 1 else ""
-    # Kaggle's LOC_val_solution.csv has boxes behind the identifier.
-    return cells[0], _parsed(label.split()[0] if _WNID.match(label) else label) if label else None
+def _rows(lines: Sequence[tuple[int, str]]) -> Iterator[tuple[int, tuple[str, Label | None]]]:
+    """Of a CSV: the columns that its head calls path and label, else the first two."""
+    where, behind = 0, 1
+    for place, (number, line) in enumerate(lines):
+        cells = [cell.strip() for cell in next(csv.reader([line]))]
+        heads = [cell.lower() for cell in cells]
+        if not place and not _HEADS.isdisjoint(heads):
+            where = next(i for i, head in enumerate(heads) if head in _HEADS)
+            behind = next((i for i, head in enumerate(heads) if head in _LABELS), where + 1)
+            continue
+        label = cells[behind] if len(cells) > behind else ""
+        # Kaggle's LOC_val_solution.csv has boxes behind the identifier.
+        known = _parsed(label.split()[0] if _WNID.match(label) else label) if label else None
+        yield number, (cells[where] if len(cells) > where else "", known)
 
 
 def _words(line: str) -> tuple[str, Label | None]:

@@ -57,12 +57,15 @@ def estimate(source: Place, configuration: Configuration, machine: Machine, rate
     names = method_names(configuration)
     if slow := [name for name in names if name in SEARCHES]:
         raise ValueError(f"{', '.join(slow)}: passes that cannot be counted beforehand; plan without (--methods)")
+    if configuration.fidelity:
+        raise ValueError("fidelity replays tails, whose time cannot be counted in passes; plan without (--fidelity)")
     if rate is not None and not 0 < rate < math.inf:
         raise ValueError(f"rate is {rate}, expected measured or a number of forward passes a second")
     if not (pictures := count_pictures(source, configuration.labels)):
         raise ValueError("pictures is 0, expected where they are, or their number")
     units = len(configuration.layers) * len(configuration.utilities)
-    each = 1 + len(names) * (2 + sum(METRICS.get(name, 0) for name in configuration.metrics))
+    heatmap = 2 + sum(METRICS.get(name, 0) for name in configuration.metrics)
+    each = 1 + ("randomisation" in configuration.metrics) + len(names) * heatmap
     found = []
     for model in configuration.models:
         known = model in ZOO and set(configuration.layers) <= {"gap", "conv"}

@@ -53,14 +53,22 @@ def beside(file: Place, named: str) -> Place:
     return locate(named) if "://" in named else file.parent / named
 
 
-def files(folder: Place) -> Iterator[PurePosixPath]:
-    """The files below a folder, relative to it, in no order."""
+def files(folder: Place, *, links: bool = False) -> Iterator[PurePosixPath]:
+    """The files below a folder, relative to it, in no order; `links`: also below links to folders, unless those lead back."""
     if isinstance(folder, Path):
-        # Unlike rglob, it does not mind what is removed meanwhile.
-        found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+        found = (Path(parent, name) for parent, names in _walked(folder, links) for name in names)
         return (PurePosixPath(path.relative_to(folder).as_posix()) for path in found if path.is_file())
     root = PurePosixPath(folder.path)
     return (PurePosixPath(each).relative_to(root) for each in folder.fs.find(folder.path))
+
+
+def _walked(folder: Path, links: bool) -> Iterator[tuple[str, list[str]]]:
+    for parent, folders, names in os.walk(folder, followlinks=links):  # unlike rglob, it does not mind what is removed
+        above = [name for name in folders if links and Path(parent, name).is_symlink()]
+        for name in above:
+            if Path(parent).resolve().is_relative_to(Path(parent, name).resolve()):
+                folders.remove(name)
+        yield parent, names
 
 
 def listings(age: float, clock: Callable[[], float]) -> Callable[[Place], frozenset[str]]:

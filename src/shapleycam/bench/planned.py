@@ -19,7 +19,7 @@ from ..theory.cams import resolve_names
 from . import store
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
-from .loaded import Loaded, choose_batch, load
+from .loaded import Loaded, choose_batch, class_index, load
 from .places import Place, files, sweep
 from .published import overwriting_layer
 from .store import Footer, Unit
@@ -145,6 +145,7 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
         resolve_utility(utility)
     resolve_metrics(configuration.metrics)
     names = method_names(configuration)
+    _refuse_unused(configuration, machine)
     items = find_pictures(source, configuration.labels)
     if configuration.targets == "label" and all(item.label is None for item in items):
         raise ValueError("targets is label, but no picture has one; give a file of them with labels (--labels FILE)")
@@ -153,7 +154,7 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
         raise FileExistsError(f"{str(run)!r} is a file; name a folder for the run, it is made if need be")
     if not (run / "run.json").exists():
         _refuse_foreign(run)
-        begun = _begin(source, wanted, configuration, machine)
+        begun = _begin(source, items, wanted, configuration, machine)
         facts = store.begin(run, begun)
     else:
         facts = store.read_configuration(run)
@@ -178,22 +179,44 @@ def method_names(configuration: Configuration) -> tuple[str, ...]:
     return resolve_names(given, (*SEARCHES, *BASELINES))
 
 
+def _refuse_unused(configuration: Configuration, machine: Machine) -> None:
+    """Weights and preprocessing that no model would take are a slip: the run would be of something else."""
+    called = [name for name in configuration.models if ":" in name]
+    given = [each.partition("=")[0] for each in machine.weights if each != "random"]
+    if strays := [name for name in given if name not in configuration.models or name in called]:
+        why = "which brings its own" if strays[0] in called else f"not one of {', '.join(configuration.models)}"
+        raise ValueError(f"weights are given for {strays[0]!r}, {why}; name models as --models does")
+    if called and configuration.preprocess == "paper":
+        raise ValueError(f"preprocess is paper, and {called[0]!r} brings its own; leave out --preprocess")
+
+
 def _refuse_foreign(run: Place) -> None:
     if (run / "parts").exists():
         raise ValueError(f"{str(run)!r} has parts but no run.json that says what they are; name another folder (--out)")
 
 
-def _begin(source: Place, wanted: dict[str, Any], configuration: Configuration, machine: Machine) -> dict[str, Any]:
+def _begin(
+    source: Place, items: tuple[Item, ...], wanted: dict[str, Any], configuration: Configuration, machine: Machine
+) -> dict[str, Any]:
     """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
     models, weights, batches = {}, {}, {}
+    labels = {item.label: item for item in items if item.label is not None}
+    known = not labels or (configuration.labels is None and configuration.targets != "label")
     for name in configuration.models:
         loaded = load(name, configuration, machine)
+        known = known or any(class_index(loaded.model, label) is not None for label in labels)
         models[name] = _facts(loaded, configuration)
         weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
         batches[name] = (
             choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
             if machine.batch == "auto"
             else int(machine.batch)
+        )
+    if not known:
+        label, item = next(iter(labels.items()))
+        raise ValueError(
+            f"no label is a class of {' or '.join(configuration.models)}, such as {label!r} of {item.name}; expected class "
+            "indices, WordNet identifiers or class names (--labels FILE)"
         )
     return {
         "configuration": wanted,

@@ -1,5 +1,6 @@
 """Rows of a run as scores: one unit's pictures and methods in one array, with means, intervals and comparisons."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,6 +57,8 @@ class Scores:
     """The columns GAME, (pictures, methods, 6); NaN where a row does not say."""
     top1: float | None
     """Share of the labelled pictures whose predicted class is the label; None without labels."""
+    labelled: int
+    """The number of these."""
     failed: Mapping[str, int]
     """Rows that count in no mean, by their reason."""
     seen: int
@@ -70,6 +73,13 @@ class Scores:
     def means(self) -> Floats:
         """Each method's `metrics` over the pictures, in percent, (methods, metrics)."""
         return np.asarray(self._summary(np.ones((1, len(self.pictures))))[0])
+
+    @property
+    def interval(self) -> Floats:
+        """The 95 % bootstrap interval of `means`, (2, methods, metrics), of the samples in which a method was measured."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a method without any row has the ends NaN
+            return np.asarray(np.nanpercentile(self.resample(), (2.5, 97.5), axis=0))
 
     @property
     def adcc_per_image(self) -> Floats:
@@ -115,8 +125,10 @@ class Scores:
         return replace(self, pictures=pictures, values=self.values[whole], game=self.game[whole])
 
 
-def score_rows(rows: pa.Table) -> tuple[Scores, ...]:
+def score_rows(rows: pa.Table, measured: Sequence[str] = ()) -> tuple[Scores, ...]:
     """The scores of each network, target layer and utility of a run, in the order in which its rows begin.
+
+    They have the metrics of MORE that some row has, and those `measured` where no row has them.
 
     Raises
     ------
@@ -129,7 +141,7 @@ def score_rows(rows: pa.Table) -> tuple[Scores, ...]:
     codes = {name: _codes(rows[name]) for name in names}
     key = np.ravel_multi_index([codes[name][0] for name in names[:3]], [len(codes[name][1]) for name in names[:3]])
     _, begins = np.unique(key, return_index=True)
-    more = [name for name in MORE if rows[name].null_count < len(rows)]
+    more = [name for name in MORE if name in measured or rows[name].null_count < len(rows)]
     return tuple(_score(rows, codes, np.flatnonzero(key == key[begin]), more) for begin in sorted(begins))
 
 
@@ -196,18 +208,19 @@ def _score(
     some = np.isfinite(table).any((1, 2))
     measured = tuple(name for name, there in zip(pictures, some, strict=True) if there)
     failed = Counter(status[status != "ok"].tolist())
-    top1 = _top1(mine, picture)
+    right = _right(mine, picture)
+    top1 = sum(right) / len(right) if right else None
     return Scores(
         model, layer, utility, (*METRICS, *(MORE[name] for name in more)), tuple(columns[1:]), measured, table[some, 1:],
-        game[some, 1:], top1, failed, len(pictures),
+        game[some, 1:], top1, len(right), failed, len(pictures),
     )  # fmt: skip
 
 
-def _top1(rows: pa.Table, picture: NDArray[np.intp]) -> float | None:
+def _right(rows: pa.Table, picture: NDArray[np.intp]) -> list[bool]:
+    """Whether the predicted class is the label, of each picture that has one."""
     label, predicted = (rows[name].to_numpy().astype(np.float64) for name in ("label", "predicted"))
     known = np.isfinite(label) & np.isfinite(predicted)
-    right = dict(zip(picture[known].tolist(), (label == predicted)[known].tolist(), strict=True))
-    return sum(right.values()) / len(right) if right else None
+    return list(dict(zip(picture[known].tolist(), (label == predicted)[known].tolist(), strict=True)).values())
 
 
 def _adcc(scores: Floats) -> Floats:

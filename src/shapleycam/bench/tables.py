@@ -81,8 +81,10 @@ def read_groups(run: Place) -> Groups:
     if not found:
         read_rows(run, COLUMNS)  # says what is missing
 
+    asked = read_configuration(run).get("configuration", {}).get("metrics", ())
+
     def read(where: Where) -> Scores:
-        (scores,) = score_rows(read_rows(run, COLUMNS, where))
+        (scores,) = score_rows(read_rows(run, COLUMNS, where), asked)
         return scores
 
     return {where: partial(read, where) for where in found}
@@ -102,14 +104,14 @@ def make_grids(
 ) -> list[Grid]:
     """The grids of `table`, of rows that are at hand or of groups; `long` for a line to each pair or method instead of notes."""
     groups = rows if isinstance(rows, Mapping) else _at_hand(rows)
-    found = (_chosen(scores, methods, baselines) for scores in scores_in_order(groups, utilities))
+    found = (_chosen(scores, methods, baselines, sort) for scores in scores_in_order(groups, utilities))
     if view == "published":
         return against(found, configuration)
     if view == "wins":
         return all_wins(found, long)
     main, beside = [], []
     for scores in found:
-        main.append(_grid(scores, sort, ci, long, expected(configuration)))
+        main.append(_grid(scores, ci, long, expected(configuration)))
         beside.append(None if long else agreement(scores, title(scores), ci))
     return main + [grid for grid in beside if grid]
 
@@ -137,7 +139,7 @@ def _itself(scores: Scores) -> Scores:
     return scores
 
 
-def _chosen(scores: Scores, methods: Sequence[str], baselines: bool) -> Scores:
+def _chosen(scores: Scores, methods: Sequence[str], baselines: bool, sort: str | None) -> Scores:
     known = {base(name) for name in scores.methods}
     if missing := [each for each in methods if each not in known]:
         raise ValueError(f"the run has no method {missing[0]!r}; it has {', '.join(sort_methods(known))}")
@@ -146,7 +148,15 @@ def _chosen(scores: Scores, methods: Sequence[str], baselines: bool) -> Scores:
         for name in scores.methods
         if (not methods or base(name) in methods) and (baselines or base(name) not in BASELINES)
     ]
-    return scores.select(wanted)
+    if sort is None:
+        return scores.select(wanted)
+    known_metrics = [each.upper() for each in scores.metrics]
+    if sort.upper() not in known_metrics:
+        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(scores.metrics)}")
+    column = known_metrics.index(sort.upper())
+    sign = 1 if scores.metrics[column] in LOWER else -1
+    worse = dict(zip(scores.methods, np.nan_to_num(sign * scores.means[:, column], nan=np.inf), strict=True))
+    return scores.select(sorted(wanted, key=worse.__getitem__))
 
 
 def _place(where: Where) -> tuple[Any, ...]:
@@ -163,17 +173,11 @@ def _place(where: Where) -> tuple[Any, ...]:
     )
 
 
-def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int | None) -> Grid:
+def _grid(scores: Scores, ci: bool, long: bool, expected: int | None) -> Grid:
     means = scores.means
-    ends = np.percentile(scores.resample(), (2.5, 97.5), axis=0) if ci else None
+    ends = scores.interval if ci else None
     same = coinciding(scores)
     listed = list(scores.methods if long else same)
-    if sort is not None and sort.upper() not in {each.upper() for each in scores.metrics}:
-        raise ValueError(f"sort is {sort!r}, expected one of {', '.join(scores.metrics)}")
-    if sort is not None:
-        column = [each.upper() for each in scores.metrics].index(sort.upper())
-        sign = 1 if scores.metrics[column] in LOWER else -1
-        listed.sort(key=lambda each: np.nan_to_num(sign * means[scores.methods.index(each), column], nan=np.inf))
     ranks = _ranks(scores, means, list(same))
     beaten = _beaten(scores, means)
     stands_for = {other: first for first, others in same.items() for other in others}
@@ -184,7 +188,7 @@ def _grid(scores: Scores, sort: str | None, ci: bool, long: bool, expected: int 
         cells = [
             Cell(
                 float(means[i, j]),
-                None if ends is None else (float(ends[0, i, j]), float(ends[1, i, j])),
+                None if ends is None or np.isnan(ends[0, i, j]) else (float(ends[0, i, j]), float(ends[1, i, j])),
                 int(ranks[i, j]),
                 "†" if each in beaten and metric == "ADCC" else "",
             )

@@ -13,6 +13,7 @@ from ..network.zoo import Model
 from ..scoring import Masking
 from ..theory import metrics
 from ..theory.axes import Images
+from ..theory.cams import SETS
 from ..theory.utility import Utility
 
 try:
@@ -54,6 +55,10 @@ class CAMMetrics(Metric):
     ) -> None:
         """`kwargs` are those of torchmetrics' `Metric`; everything else is as in `measure`."""
         super().__init__(**kwargs)
+        if method in SETS:
+            raise ValueError(
+                f"method is {method!r}, a set; expected the name of one, for each method is a metric of its own"
+            )
         # Inside a partial it is no submodule: no state, and not moved along with the metric.
         self._measure = partial(
             measure, model, methods=[method], layer=layer, layout=layout, utility=utility, masking=masking
