@@ -462,3 +462,54 @@ def test_the_mean_over_noisy_images_is_no_share_of_one() -> None:
     options: dict[str, Any] = {"layer": "1", "methods": "AumannCAM"}
     assert library.explain(network, noise(1, 3, 8, 8), **options).efficiency_gap["AumannCAM"].item() < 1e-3
     assert library.explain(network, noise(1, 3, 8, 8), samples=2, **options).efficiency_gap["AumannCAM"].isnan().all()
+
+
+class Norm(nn.Module):
+    """The size of each map: without a slope where nothing is active."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.pow(2).mean((2, 3)).sqrt()
+
+
+def test_the_path_needs_no_slope_where_nobody_plays() -> None:
+    network = living(nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), Norm(), nn.Linear(4, 5)))
+    out = library.explain(network, noise(2, 3, 8, 8), layer="1", methods="AumannCAM-H", utility="pre-softmax")
+    assert out.explanations["AumannCAM-H"].isfinite().all()
+    assert out.efficiency_gap["AumannCAM-H"].max() < 1e-6
+
+
+def test_more_nodes_lose_nothing_in_half_precision() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    )
+    x = noise(1, 3, 34, 34)
+    with torch.no_grad():
+        network[4].weight *= 1e-3
+    options: dict[str, Any] = {"layer": "1", "methods": "AumannCAM", "utility": "pre-softmax", "targets": 0}
+    wanted = library.explain(network, x, **options).explanations["AumannCAM"]
+    for nodes in (8, 256):
+        half = library.explain(network.half(), x.half(), nodes=nodes, **options).explanations["AumannCAM"]
+        assert (half.double() - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_one_picture_is_an_image_for_a_network_without_convolutions() -> None:
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(48, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            cut = x.unflatten(2, (4, 4)).unflatten(4, (4, 4)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+            return self.head(self.embed(cut).mean(1))
+
+    network = living(Patches())
+    assert library.game(network, noise(3, 16, 16), layer="embed").players == 16
+    assert library.game(network, noise(1, 3, 16, 16), layer="embed").players == 16
+
+
+def test_a_contrast_of_a_class_that_is_not_there_is_refused() -> None:
+    network = living(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    )
+    with pytest.raises(ValueError, match="contrast of classes 7 and None; the network has classes 0 to 4"):
+        library.explain(network, noise(1, 3, 8, 8), layer="1", utility=library.contrast(a=7))

@@ -129,7 +129,7 @@ def compare(
     failed: list[PictureError] = []
     for picture in pictures:
         try:
-            images = model.preprocess(picture).to(next(model.module.parameters()).device)
+            images = model.images(picture)
         except PictureError as error:
             failed.append(error)
             continue

@@ -77,11 +77,10 @@ def write_explanations(
     except OSError as error:
         raise OSError(f"the folder {str(out)!r} cannot be made: {error.strerror}; name another to write to") from error
     folders = folder_names(pictures)
-    device = next(model.module.parameters()).device
 
     def asked(images: Tensor, targets: int | str | Tensor | None) -> Explanation:
         return explain(
-            model, images.to(device), methods=methods, layer=layer, utility=utility, targets=targets, seed=seed,
+            model, images, methods=methods, layer=layer, utility=utility, targets=targets, seed=seed,
             samples=samples, progress=progress, budget=budget,
         )  # fmt: skip
 
@@ -130,7 +129,7 @@ def find_target(model: Model, target: str | None) -> int | str | None:
 
 def _read(model: Model, picture: Path) -> Tensor | PictureError:
     try:
-        return model.preprocess(picture)
+        return model.images(picture)
     except PictureError as error:
         return error
 

@@ -64,10 +64,9 @@ def play_pictures(
         When `out` cannot be written.
     """
     wanted = find_target(model, target)
-    device = next(model.module.parameters()).device
     for picture, name in zip(pictures, folder_names(pictures), strict=True):
         try:
-            images = model.preprocess(picture).to(device)
+            images = model.images(picture)
         except PictureError as error:
             yield Played(str(error), failed=True)
             continue

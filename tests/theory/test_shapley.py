@@ -1,5 +1,6 @@
 """Shapley values of any game: against their definition, their axioms, another library, and what samplers say of themselves."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import permutations
 
@@ -245,3 +246,8 @@ def test_noise_is_the_relative_length_of_the_errors():
     assert ShapleyValues(values, errors, 10).noise == pytest.approx(0.2)
     assert ShapleyValues(0 * values, errors, 10).noise == 1
     assert ShapleyValues(0 * values, 0 * errors, 10).noise == 0
+
+
+def test_the_noise_of_what_is_not_known_is_not_known() -> None:
+    nothing = torch.full((4,), torch.nan, dtype=torch.float64)
+    assert math.isnan(ShapleyValues(nothing, nothing, 16).noise)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 import shapleycam as sc
+from shapleycam.network.weights import randomise
 from shapleycam.web import page as page_module
-from shapleycam.web.look import SIDE, Look, Looks, look
+from shapleycam.web.look import BUDGET, SIDE, Look, Looks, look
 from shapleycam.web.page import Page
 from tiny import network
 
@@ -199,3 +200,63 @@ def test_names_that_look_like_paths_stay_in_the_folder(tmp_path: Path) -> None:
     assert all(Path(each).resolve().is_relative_to((tmp_path / "inner").resolve()) for each in files)
     page.leave("../../evil")
     assert not any(Path(each).exists() for each in files)
+
+
+def test_a_users_name_is_no_path(tmp_path: Path) -> None:
+    page = Page({"tiny": network()}, tmp_path)
+    others = tmp_path / "upload.png"
+    others.write_bytes(b"another's")
+    for session in ("..", "", "../..", "a/b"):
+        page.open(picture(), "tiny", None, session)
+        page.downloads(session, "GradCAM", None, "rest", 0.5, "inferno")
+        page.leave(session)
+    assert others.exists()
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def small(module: torch.nn.Module, classes: int) -> sc.Model:
+    """A model of one's own, for images of 16 x 16."""
+    names = tuple(f"class {i}" for i in range(classes))
+    randomise(module, 0)
+    return sc.Model("mine", module.eval(), network().preprocess, names, None, {}, "drawn")
+
+
+class Own(torch.nn.Module):
+    """Its layer with maps is called conv, as a target layer of the zoo's."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.conv = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 4, 4), torch.nn.ReLU())
+        self.head = torch.nn.Linear(4, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).mean((2, 3)))
+
+
+def test_a_layer_of_ones_own_may_be_called_as_the_zoos_are() -> None:
+    model = small(Own(5), 5)
+    opened = look(model, picture(), None)
+    assert opened.forward.layer.name == "conv"
+    assert opened.measure(["GradCAM"], None, "rest").kept.isfinite().all()
+    assert sc.explain(model, model.images(picture()), samples=1).layer.name == "conv"
+
+
+def test_a_yes_or_no_network_is_played() -> None:
+    opened = look(small(Own(1), 1), picture(), None)
+    utility, sure, top, best = opened.without([0], 0, "rest-sigmoid")
+    assert 0 < sure == best < 1
+    assert top == 0
+    assert utility < 0 or sure > 0.1
+
+
+def test_values_of_sixteen_players_are_sampled_within_the_budget_and_can_be_ended() -> None:
+    told: list[int] = []
+    found = look(small(Own(5), 5), picture(), None).values(0, "rest", lambda done, most: told.append(most))
+    assert found.evaluations <= BUDGET
+    assert told
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_models_of_any_precision_are_opened(dtype: torch.dtype) -> None:
+    model = small(Own(5).to(dtype), 5)
+    assert look(model, picture(), None).images.dtype == dtype

@@ -47,7 +47,7 @@ def model() -> sc.Model:
 def served(model: sc.Model) -> Iterator[Any]:
     page = sc.serve(model, port=free_port(), max_upload="2mb", wait=False)
     yield page
-    folder = Path(page.folder.name)
+    folder = page.page.folder
     page.close()
     assert not folder.exists()
 
@@ -270,7 +270,7 @@ def test_what_is_no_picture_is_refused_in_words(
     visitor.open(tmp_path / name)
     said = visitor.toast()
     assert words in said.lower()
-    assert str(served.folder.name) not in said
+    assert str(served.page.folder) not in said
 
 
 def test_a_decompression_bomb_is_refused(visitor: Visitor, tmp_path: Path) -> None:

@@ -93,8 +93,11 @@ def test_a_module_of_ones_own_is_served(launched: list[dict[str, Any]]) -> None:
     first, second = (next(iter(each["models"].values())) for each in launched)
     assert (first.module, first.class_names, first.preprocess) == (module, tuple("abcde"), network().preprocess)
     assert second.class_names == tuple(f"class {i}" for i in range(5))
-    with pytest.raises(ValueError, match=r"no linear layer that tells how many classes .* class_names="):
-        sc.serve(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    sc.serve(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double())
+    (third,) = launched[-1]["models"].values()
+    assert len(third.class_names) == 4
+    with pytest.raises(ValueError, match="class_names has 3 names, and the network 5 logits"):
+        sc.serve(module, class_names=list("abc"), preprocess=network().preprocess)
 
 
 def test_weights_of_a_model_that_is_not_served_are_refused() -> None:
@@ -135,3 +138,19 @@ def test_the_command_serves_several_models(launched: list[dict[str, Any]], monke
     assert [*launched[0]["models"]] == ["resnet18", "resnet50"]
     assert launched[0]["server_port"] == 8000
     assert isinstance(next(iter(launched[0]["models"].values())).module(torch.zeros(1, 3, 64, 64)), torch.Tensor)
+
+
+def test_pages_share_a_folder_until_the_last_is_closed(
+    launched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "before")
+    one, other = (sc.serve(network(), wait=False) for _ in range(2))
+    folder = one.page.folder
+    assert other.page.folder == folder
+    one.close()
+    one.close()
+    assert folder.exists()
+    assert environ["GRADIO_TEMP_DIR"] == str(folder)
+    other.close()
+    assert not folder.exists()
+    assert environ["GRADIO_TEMP_DIR"] == "before"

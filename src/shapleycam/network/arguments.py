@@ -9,7 +9,7 @@ from ..theory.axes import Logits, Targets
 from ..theory.cams import nearest
 from ..theory.draws import checksums, key
 from ..theory.utility import UTILITIES, Utility
-from .cut import CutNetwork, Pass
+from .cut import CutNetwork, Pass, named_layers
 from .inputs import Given, Inputs, Output, as_inputs
 from .layout import Axes, Layout
 from .suggest import suggest
@@ -48,8 +48,12 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
 
 def batched(model: Model | nn.Module, image: Tensor | Inputs) -> Tensor | Inputs:
     """One image (channels, H, W) as a batch of one; anything else as it is."""
-    alone = isinstance(image, Tensor) and isinstance(model, Model | nn.Module) and image.ndim + 1 in _axes(model)
-    return image[None] if isinstance(image, Tensor) and alone and image.ndim not in _axes(model) else image
+    if not isinstance(image, Tensor) or not isinstance(model, Model | nn.Module):
+        return image
+    axes = _axes(model)
+    # Three axes may be a signal's batch, four an image's: of several channels, or of a network of volumes, they are one image.
+    one = (axes[0] == 4 and len(image) != 1) or (axes[0] == 5 and image.ndim == 4)
+    return image[None] if image.ndim + 1 in axes and (image.ndim not in axes or one) else image
 
 
 def _axes(model: Model | nn.Module) -> tuple[int, ...]:
@@ -85,12 +89,12 @@ def cut_network(
         return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
-        if layer not in known:
+        if layer not in {**known, **named_layers(module)}:
             raise ValueError(
                 f"{model.name} has no layer known as {layer!r}; name one that `shapleycam layers {model.name}` lists, or none "
                 "for the one that feeds the last spatial reduction"
             )
-        layer = known[layer]
+        layer = known.get(layer, layer)
     return CutNetwork(module, layer, layout, output)
 
 

@@ -147,19 +147,28 @@ def _mean_slope(
 ) -> tuple[Maps, Utilities]:
     maps, tail = forward.leaf if create_graph else forward.leaf.detach(), _tail(forward)
     points, weights = quadrature(nodes)
-    points, weights = torch.cat([points.new_zeros(1), points]), torch.cat([weights.new_zeros(1), weights])
-    mean, worths = wide(torch.zeros_like(maps)), []
+    mean, nobody = wide(torch.zeros_like(maps)), torch.zeros_like(maps)
+    empty: Utilities | None = None
     size = max(1, ROOM // maps.numel())
     for some, shares in zip(points.to(maps).split(size), weights.to(mean).split(size), strict=True):
         with torch.enable_grad():
             # The slope at a step away from the whole path is the mean of the slopes on it.
             step = torch.zeros_like(maps).requires_grad_()
             rows = partial(torch.addcmul, step, some.view(-1, *[1] * maps.ndim), maps)
-            utilities = worth(tail.of(lambda: rows().flatten(0, 1)), targets.repeat(len(some)), utility)  # noqa: B023
-            shared = utilities * shares.repeat_interleave(len(maps))
-            mean = mean + wide(_slope(forward, shared, step, create_graph=create_graph))
-        worths.append(utilities if create_graph else utilities.detach())
-    return mean, worths[0][: len(maps)]
+            # Nobody plays in the first rows: they are out of the graph, for a tail may have no slope there.
+            before = [nobody] if empty is None else []
+            utilities = worth(
+                tail.of(lambda: torch.cat([*before, rows().flatten(0, 1)])),  # noqa: B023
+                targets.repeat(len(some) + len(before)),
+                utility,
+            )
+            if empty is None:
+                empty, utilities = utilities.split([len(maps), len(some) * len(maps)])
+            # A node's share is small: slopes of half precision would vanish.
+            shared = utilities * (nodes * shares).repeat_interleave(len(maps))
+            mean = mean + wide(_slope(forward, shared, step, create_graph=create_graph)) / nodes
+    assert empty is not None
+    return mean, empty if create_graph else empty.detach()
 
 
 def _tail(forward: Pass) -> Tail:

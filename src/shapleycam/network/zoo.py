@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..theory.axes import Images
 from ..theory.cams import nearest
 from .preprocess import Preprocess
 from .weights import Weights, draw, fetchable, in_order, misfit, packaged, reach, read_weights, unreachable
@@ -95,6 +96,15 @@ class Model:
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the images that `preprocess` makes."""
         return self.preprocess.size
+
+    def images(self, pictures: Any) -> Images:
+        """Pictures as `preprocess` makes images of them, in the precision and on the device of the network."""
+        return self.formed(self.preprocess(pictures))
+
+    def formed(self, images: Images) -> Images:
+        """Images in the precision and on the device of the network."""
+        like = next((each for each in self.module.parameters() if each.is_floating_point()), None)
+        return images if like is None else images.to(like)
 
     @cached_property
     def weights_hash(self) -> str:

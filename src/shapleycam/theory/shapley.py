@@ -226,7 +226,7 @@ def _mean(estimates: Tensor, spent: int) -> ShapleyValues:
 
 def _relative(difference: Tensor, reference: Tensor) -> float:
     scale = reference.norm()
-    return float(difference.norm() / scale) if scale > 0 else float(difference.norm() > 0)
+    return float(difference.norm() / scale) if scale != 0 else float(difference.norm() > 0)  # NaN where the scale is
 
 
 SAMPLERS: dict[str, Callable[..., ShapleyValues]] = {"permutations": by_permutations, "kernel": by_kernel}

@@ -147,7 +147,8 @@ def build(page: Page) -> Any:
         fresh = [target, searched, other, *looks]
         quiet = {"show_progress": "minimal", "api_visibility": "private"}
         opening, raw = quiet | {"show_progress_on": upload}, quiet | {"show_progress_on": heat, "preprocess": False}
-        upload.upload(open_, [upload, model, layer, *drawn], fresh, **opening)
+        opened = upload.upload(open_, [upload, model, layer, *drawn], fresh, **opening)
+        opened.success(None, None, upload, js="() => null", **quiet)  # the next picture is dropped or pasted there
         for name, button in buttons.items():
             button.click(example(name), [model, layer, *drawn], fresh, **opening)
         layer.input(again, [model, layer, *drawn], fresh, **opening)

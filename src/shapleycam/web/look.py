@@ -20,10 +20,10 @@ from ..network.expand import expand, worth
 from ..network.pictures import read_picture
 from ..network.zoo import Model
 from ..network_game import Game, exact, interactions, sampled
-from ..theory.axes import Images, Maps
+from ..theory.axes import Images, Logits, Maps
 from ..theory.draws import checksums, random_weights
-from ..theory.shapley import MOST, ShapleyValues
-from ..theory.utility import post_softmax, settled
+from ..theory.shapley import ShapleyValues
+from ..theory.utility import settled
 
 SIDE = 4096
 """Pixels; a larger picture is reduced before anything else."""
@@ -69,7 +69,7 @@ class Look:
     @property
     def probabilities(self) -> Tensor:
         """Of each class, (c,)."""
-        return self.forward.logits.detach()[0].softmax(0)
+        return _shares(self.forward.logits.detach())[0]
 
     def likeliest(self) -> list[tuple[int, str, float]]:
         """Index, name and probability of the five likeliest classes."""
@@ -138,8 +138,8 @@ class Look:
             with torch.inference_mode(False), torch.no_grad():
                 logits = game.tail.of(lambda: game.maps * here[:, None, game.regions])
                 worths = worth(logits, torch.tensor([target], device=logits.device), game.function)
-                sure = float(post_softmax(logits, torch.tensor([target], device=logits.device)))
-                best, top = logits.softmax(1).max(1)
+                shares = _shares(logits)
+                sure, (best, top) = float(shares[0, target]), shares.max(1)
             return float(worths), sure, int(top), float(best)
 
     def values(self, target: int, utility: str, progress: Callable[[int, int], object] | None = None) -> ShapleyValues:
@@ -149,7 +149,7 @@ class Look:
                 game = self.game(target, utility)
                 self._values[target, utility] = (
                     exact(game)
-                    if game.players <= MOST
+                    if 2**game.players <= 2 * BUDGET
                     else sampled(game, budget=BUDGET, tolerance=0.02, progress=progress)
                 )
             return self._values[target, utility]
@@ -198,7 +198,7 @@ def look(model: Model, picture: str | Path | Image.Image, layer: str | None = No
     seen = read_picture(picture)
     if max(seen.size) > SIDE:
         seen.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    images = model.preprocess([seen]).to(next(model.module.parameters()).device)
+    images = model.images([seen])
     cut = cut_network(model, layer, None, images)
     forward = run(cut, images, second_order=True, replay=True)
     if len(forward.layer.positions) != 2:
@@ -244,3 +244,8 @@ class Looks:
         """Who has a picture open."""
         with self._lock:
             return frozenset(self._open)
+
+
+def _shares(logits: Logits) -> Logits:
+    """The probability of each class, (b, c); of yes, where there is one logit."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from math import isnan
 from pathlib import Path
 from tempfile import mkdtemp
@@ -96,7 +97,11 @@ class Page:
         """Forget a user, and what he could download."""
         self._opening.pop(session, None)
         self.looks.drop(session)
-        shutil.rmtree(self.folder / "downloads" / Path(session).name, ignore_errors=True)
+        shutil.rmtree(self._of(session), ignore_errors=True)
+
+    def _of(self, session: str) -> Path:
+        """A user's folder; browsers choose what sessions are called."""
+        return self.folder / "downloads" / sha256(session.encode()).hexdigest()
 
     def shown(
         self, session: str, method: str, target: int | None, utility: str, opacity: float, colours: str
@@ -115,9 +120,8 @@ class Page:
         """A PNG, an NPZ and a JSON file of what is shown, in a folder of this user's that holds no more than them."""
         seen = self.of(session)
         out = seen.explain([method], target, utility)
-        mine = self.folder / "downloads" / Path(session).name
         try:
-            return _written(mine, seen, out, blend(seen.view, out.heatmaps[method][0], opacity, colours))
+            return _written(self._of(session), seen, out, blend(seen.view, out.heatmaps[method][0], opacity, colours))
         except FileNotFoundError:  # he left meanwhile, and his folder with him
             raise said(GONE_ON) from None
 

@@ -5,22 +5,25 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from re import fullmatch
 from signal import SIGTERM, signal
 from socket import SO_REUSEADDR, SOL_SOCKET, socket
-from threading import current_thread, main_thread
+from threading import Event, Lock, current_thread, main_thread
 from time import sleep
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..network.cut import inference
 from ..network.preprocess import Preprocess
 from ..network.zoo import Model, load_model
 from .blocks import build
 from .page import Page
 
+_VARIABLE = "GRADIO_TEMP_DIR"
 IMAGENET = Preprocess((224, 224), 256, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -89,11 +92,44 @@ def serve(
     return served
 
 
+class _Shared:
+    """The folder of uploads and downloads of all pages of this process: gradio finds it in a variable of the environment."""
+
+    def __init__(self) -> None:
+        self._pages, self._lock, self._before = 0, Lock(), os.environ.get(_VARIABLE)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def opened(self) -> Path:
+        """The folder, for one page more."""
+        with self._lock:
+            self._pages += 1
+            if self._folder is None:
+                self._folder, self._before = (
+                    tempfile.TemporaryDirectory(prefix="shapleycam-"),
+                    os.environ.get(_VARIABLE),
+                )
+                os.environ[_VARIABLE] = str(Path(self._folder.name).resolve())
+            return Path(self._folder.name).resolve()
+
+    def closed(self) -> None:
+        """One page less; without any, the folder is deleted, and the variable is what it was."""
+        with self._lock:
+            self._pages -= 1
+            if self._pages or self._folder is None:
+                return
+            self._folder.cleanup()
+            self._folder = None
+            os.environ.pop(_VARIABLE, None)
+            if self._before is not None:
+                os.environ[_VARIABLE] = self._before
+
+
+_SHARED = _Shared()
+
+
 def _launched(models: Mapping[str, Model], host: str, port: int, max_upload: str) -> "Served":
-    folder = tempfile.TemporaryDirectory(prefix="shapleycam-")
-    os.environ["GRADIO_TEMP_DIR"] = str(Path(folder.name).resolve())
-    page = Page(models, Path(folder.name).resolve())
-    served = Served(f"http://{host}:{port}", page, build(page), folder)
+    page = Page(models, _SHARED.opened())
+    served = Served(f"http://{host}:{port}", page, build(page))
     try:
         served.blocks.launch(
             server_name=host, server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=True,
@@ -127,8 +163,7 @@ class Served:
     page: Page = field(repr=False)
     """Whose pictures are open."""
     blocks: Any = field(repr=False)
-    folder: "tempfile.TemporaryDirectory[str]" = field(repr=False)
-    """Uploads and downloads, deleted when the page is closed."""
+    _closed: Event = field(default_factory=Event, repr=False)
 
     def wait(self) -> None:
         """Return when the page is closed."""
@@ -136,11 +171,14 @@ class Served:
             sleep(0.1)
 
     def close(self) -> None:
-        """Stop serving, and delete whatever was uploaded."""
+        """Stop serving, and delete whatever was uploaded once no other page of this process is open."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
         for session in self.page.looks.sessions:
             self.page.leave(session)  # which ends what is being worked out
         self.blocks.close(verbose=False)
-        self.folder.cleanup()
+        _SHARED.closed()
 
 
 def _models(
@@ -154,18 +192,15 @@ def _models(
         return {model.name: model}
     if isinstance(model, nn.Module):
         name = type(model).__name__
-        classes = tuple(class_names) if class_names is not None else _numbered(model)
-        return {name: Model(name, model, preprocess or IMAGENET, classes, None, {}, "the caller's")}
+        made = Model(name, model, preprocess or IMAGENET, (), None, {}, "the caller's")
+        logits = inference(model)(made.formed(torch.zeros(1, 3, *made.input_size)))
+        classes = [f"class {i}" for i in range(logits.shape[1])] if class_names is None else list(class_names)
+        if len(classes) != logits.shape[1]:
+            raise ValueError(f"class_names has {len(classes)} names, and the network {logits.shape[1]} logits")
+        return {name: replace(made, class_names=tuple(classes))}
     names = [model] if isinstance(model, str) else list(model)
     if stray := [name for name in weights if name not in names]:
         raise ValueError(
             f"weights are given for {', '.join(stray)}, which is not served; models are {', '.join(names)}"
         )
     return {name: load_model(name, weights=weights.get(name), device=device) for name in names}
-
-
-def _numbered(module: nn.Module) -> tuple[str, ...]:
-    linear = [each for each in module.modules() if isinstance(each, nn.Linear)]
-    if not linear:
-        raise ValueError("the network has no linear layer that tells how many classes it has; pass class_names=[...]")
-    return tuple(f"class {i}" for i in range(linear[-1].out_features))
