@@ -341,20 +341,23 @@ def test_eight_users_at_once_get_what_each_would_get_alone(served: Any, model: s
         torch.testing.assert_close(torch.tensor(found["explanation"]), out.explanations[method][0], rtol=0, atol=1e-5)
 
 
-def test_a_picture_is_pasted(visitor: Visitor) -> None:
-    url = drawings.as_url(Image.open(CAT).resize((300, 200)))
-    visitor.page.evaluate(
-        """async (url) => {
-            window.held = new DataTransfer();
-            window.held.items.add(new File([await (await fetch(url)).blob()], 'pasted.png', { type: 'image/png' }));
-        }""",
-        url,
-    )
-    visitor.wait(  # a page that has just come up does not listen yet
-        "document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: window.held })) && "
-        "document.querySelector('#upload input[type=file]').files.length > 0"
-    )
-    visitor.wait("/probability [0-9.]+%/.test(document.querySelector('#words').innerText)")
+def test_a_picture_is_pasted_and_another_after_it(visitor: Visitor, model: sc.Model) -> None:
+    for name in ("cat.jpg", "coffee.jpg"):
+        picture = Image.open(DATA / name).resize((300, 200))
+        visitor.page.evaluate(
+            """async (url) => {
+                window.held = new DataTransfer();
+                window.held.items.add(new File([await (await fetch(url)).blob()], 'pasted.png', { type: 'image/png' }));
+            }""",
+            drawings.as_url(picture),
+        )
+        visitor.wait(  # a page that has just come up does not listen yet
+            "document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: window.held })) && "
+            "document.querySelector('#upload input[type=file]')?.files.length > 0"
+        )
+        seen = model.class_names[sc.explain(model, model.preprocess([picture])).logits[0].argmax()]
+        visitor.wait(f"document.querySelector('#words').innerText.includes({seen!r})")
+        visitor.page.wait_for_selector("#upload input[type=file]", state="attached")
     assert visitor.errors == []
 
 
