@@ -191,15 +191,21 @@ def test_each_image_has_its_own_region_wherever_the_network_runs() -> None:
     network = living(nn.Sequential(nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 5, 1)))
     x, masks = noise(2, 3, 12, 12), torch.zeros(2, 10, 10, dtype=torch.bool)
     masks[0, :4], masks[1, 5:, 5:] = True, True
-    options: dict[str, Any] = {"methods": ["AumannCAM", "AblationCAM"], "targets": 2, "utility": "pre-softmax"}
+    options: dict[str, Any] = {
+        "methods": ["AumannCAM", "AblationCAM"], "layer": "1", "targets": 2, "utility": "pre-softmax",
+    }  # fmt: skip
     both = explain(network, x, output=outputs.segmentation(masks), **options)
     for i in range(2):
         alone = explain(network, x[i : i + 1], output=outputs.segmentation(masks[i]), **options)
-        assert alone.layer.name == both.layer.name
         for name, maps in alone.explanations.items():
             torch.testing.assert_close(both.explanations[name][i : i + 1], maps)
     with pytest.raises(ValueError, match="region has 2 masks, expected one, or one for each of 3 images"):
-        explain(network, noise(3, 3, 12, 12), layer="1", output=outputs.segmentation(masks), **options)
+        explain(network, noise(3, 3, 12, 12), output=outputs.segmentation(masks), **options)
+    with pytest.raises(ValueError, match="one for each of 1 images; with a mask an image name the layer"):
+        explain(network, x, output=outputs.segmentation(masks), **{**options, "layer": None})
+    second = explain(network, x, output=outputs.segmentation(masks), **{**options, "methods": "HiResCAM"})[1]
+    with pytest.raises(ValueError, match="region has 2 masks"):
+        _ = second.empty
 
 
 def test_segmentation_without_a_region_takes_the_pixels_of_the_class() -> None:

@@ -114,10 +114,11 @@ def _where(scores: Tensor, mask: Tensor | None) -> Tensor:
         wide = interpolate(
             mask.to(scores.device, torch.float32).view(-1, 1, *mask.shape[-2:]), scores.shape[-2:], mode="area"
         )
-        if len(scores) == 1:  # the search for a layer looks at the first image
-            return wide[:1]
         if len(scores) % len(wide):
-            raise ValueError(f"region has {len(wide)} masks, expected one, or one for each of {len(scores)} images")
+            raise ValueError(
+                f"region has {len(wide)} masks, expected one, or one for each of {len(scores)} images; with a mask an image name "
+                "the layer (layer=), which is looked for on the first image alone, and explain the batch whole"
+            )
         return wide.repeat(len(scores) // len(wide), 1, 1, 1)  # the rows of a coalition are the whole batch
     likeliest = scores.detach().argmax(1, keepdim=True) == torch.arange(scores.shape[1], device=scores.device).view(
         -1, 1, 1
