@@ -218,7 +218,7 @@ def test_lift_weights_add_up_to_what_the_maps_are_worth(
 ) -> None:
     net, x = make().double(), images().double()
     ground = play(net, layer, x, TARGETS, utility)
-    empty = ground.worth(ground.tail(torch.zeros_like(ground.maps)), ground.targets).detach()
+    empty = ground.worth(ground.tail(torch.zeros_like(ground.maps)), ground.each).detach()
     expected = ground.full - empty
     assert float(expected.abs().min()) > 1e-3
     torch.testing.assert_close(lift_weights(ground).sum(1), expected, rtol=1e-6, atol=1e-9)

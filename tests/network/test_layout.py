@@ -24,8 +24,6 @@ NOTHING = Facts()
         ((2, 92, 16), (100,), True, ("btn", 16, (92,), 0)),
         ((2, 128, 151), (150,), False, ("bnt", 128, (151,), 0)),
         ((2, 128, 97), (96,), False, ("bnt", 128, (97,), 0)),
-        ((2, 16, 32, 64), (64, 128), False, ("bnhw", 16, (32, 64), 0)),
-        ((1, 16, 5, 29), (32, 128), False, ("bnhw", 16, (5, 29), 0)),
         ((2, 512, 2, 7, 7), (16, 112, 112), None, ("bndhw", 512, (2, 7, 7), 0)),
         ((2, 4, 4, 4, 768), (8, 112, 112), None, ("bdhwn", 768, (4, 4, 4), 0)),
     ],
@@ -35,6 +33,15 @@ def test_layout_is_found_by_shapes_and_the_kind_of_layer(
 ) -> None:
     found = place("here", shape, size, NOTHING, lambda: last)
     assert (found.layout, found.maps, found.positions, found.prefix) == wanted
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 16, 32, 64), (64, 128)), ((1, 16, 5, 29), (32, 128))])
+def test_a_convolutions_maps_come_first_whatever_their_proportions(
+    shape: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    assert place("here", shape, size, Facts(first=True)).layout == "bnhw"
+    with pytest.raises(ValueError, match="say which with layout="):
+        place("here", shape, size, NOTHING, lambda: False)
 
 
 def test_the_models_own_number_of_prefix_tokens_decides() -> None:

@@ -57,7 +57,7 @@ class CutNetwork:
         self.module = unwrap(module)
         self.name, self.layer = _find(self.module, layer)
         self.layout, self.output, self.reason = as_layout(layout), output, reason
-        self.facts, self._last = Facts.of(self.module), partial(maps_last, self.module, self.layer)
+        self.facts, self._last = Facts.of(self.module, self.layer), partial(maps_last, self.module, self.layer)
         self._kept: tuple[nn.Module, list[_Tap]] | None = None
 
     def kept(self) -> "CutNetwork":
@@ -197,7 +197,7 @@ def layers(module: nn.Module, images: Given) -> list[TargetLayer]:
         if len(shapes) == 1 and shapes[0] and shapes[0][0] == len(images):
             with suppress(ValueError):
                 last = partial(maps_last, module, cuttable[name])
-                layer = place(name, shapes[0], size_of(images), Facts.of(module), last)
+                layer = place(name, shapes[0], size_of(images), Facts.of(module, cuttable[name]), last)
                 found += [layer] if prod(layer.positions) > 1 else []
     return found
 

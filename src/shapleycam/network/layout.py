@@ -86,12 +86,15 @@ class Facts:
 
     output_fmt: str | None = None
     prefix: int | None = None
+    first: bool = False
+    """Whether the layer itself, not only something in it, is a convolution or the like, whose maps come first."""
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Facts":
-        """The facts of a network."""
+    def of(cls, module: nn.Module, layer: nn.Module) -> "Facts":
+        """The facts of a network and one of its layers."""
         prefix = getattr(module, "num_prefix_tokens", None)
-        return cls(getattr(module, "output_fmt", None), prefix if isinstance(prefix, int) else None)
+        first = isinstance(unwrap(layer), _FIRST)
+        return cls(getattr(module, "output_fmt", None), prefix if isinstance(prefix, int) else None, first)
 
 
 def place(
@@ -114,7 +117,7 @@ def place(
         When several do that nothing tells apart.
     """
     if len(shape) == 4 and len(size) == 2 and asked is None:
-        return _read(name, shape, find_layout(shape, (size[0], size[1]), facts.output_fmt, name, last))
+        return _read(name, shape, find_layout(shape, (size[0], size[1]), facts, name))
     found = list(dict.fromkeys(_readings(name, shape, size, asked)))
     if not found and asked is not None:
         raise ValueError(
@@ -151,18 +154,12 @@ def maps_last(root: nn.Module, layer: nn.Module) -> bool | None:
     return None
 
 
-def find_layout(
-    shape: tuple[int, ...],
-    size: tuple[int, int],
-    output_fmt: str | None,
-    name: str,
-    last: Callable[[], bool | None] = lambda: None,
-) -> Axes:
+def find_layout(shape: tuple[int, ...], size: tuple[int, int], facts: Facts, name: str) -> Axes:
     """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
 
     The positions have the image's proportions, give or take one row or column. Where both readings or neither do,
-    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels and the layer's kind does
-    not say that they are first.
+    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels and the layer is no
+    convolution.
 
     Raises
     ------
@@ -172,10 +169,10 @@ def find_layout(
     front, back = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
     if front != back:
         return "bnhw" if front else "bhwn"
-    if output_fmt in ("NHWC", "NCHW"):
-        return "bhwn" if output_fmt == "NHWC" else "bnhw"
+    if facts.output_fmt in ("NHWC", "NCHW"):
+        return "bhwn" if facts.output_fmt == "NHWC" else "bnhw"
     wide = shape[3] > max(shape[1], shape[2]) or (front and back and shape[1] == shape[2] == shape[3])
-    if wide and last() is not False:
+    if wide and not facts.first:
         raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
             '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'

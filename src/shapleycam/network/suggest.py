@@ -135,11 +135,11 @@ def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None
     shape, size = tuple(seen.output.shape), size_of(images)
     if shape[0] == len(images):
         with suppress(ValueError):
-            last = partial(maps_last, module, seen.module)
-            layer = place(seen.name, shape, size, Facts.of(module), last)
+            facts = Facts.of(module, seen.module)
+            layer = place(seen.name, shape, size, facts, partial(maps_last, module, seen.module))
             signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
             # Convolutions that do not pad, and pooling along one axis, leave the proportions of an oblong image.
-            fitting = fits(layer.positions, size) or (layer.layout == "bnhw" and last() is False)
+            fitting = fits(layer.positions, size) or (layer.layout == "bnhw" and facts.first)
             return layer if prod(layer.positions) > 1 and fitting and not signal else None
     return None
 
