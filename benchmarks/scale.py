@@ -74,7 +74,7 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
 
 def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
-    flags = (
+    flags = [
         "--models",
         "efficientnet_lite0",
         "--layers",
@@ -84,7 +84,7 @@ def workers(pictures: Path, folder: Path) -> None:
         "--batch",
         "4",
         "--no-channels-last",
-    )
+    ]
     rounds = [
         {name: started(pictures, folder / f"{name}{turn}", *each, *flags) for name, each in ENGINES.items()}
         for turn in range(3)

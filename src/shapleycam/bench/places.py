@@ -64,8 +64,7 @@ def files(folder: Place, *, links: bool = False) -> Iterator[PurePosixPath]:
 
 def _walked(folder: Path, links: bool) -> Iterator[tuple[str, list[str]]]:
     for parent, folders, names in os.walk(folder, followlinks=links):  # unlike rglob, it does not mind what is removed
-        above = [name for name in folders if links and Path(parent, name).is_symlink()]
-        for name in above:
+        for name in [name for name in folders if links and Path(parent, name).is_symlink()]:
             if Path(parent).resolve().is_relative_to(Path(parent, name).resolve()):
                 folders.remove(name)
         yield parent, names

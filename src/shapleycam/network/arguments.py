@@ -15,8 +15,6 @@ from .layout import Axes, Layout
 from .suggest import suggest
 from .zoo import Model
 
-_SUMS = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-"""What sums are made in, that they do not overflow."""
 _BATCHES = {3: "(b, channels, t)", 4: "(b, channels, H, W)", 5: "(b, channels, D, H, W)"}
 
 
@@ -41,7 +39,8 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         raise ValueError(
             f"images are on {images.device}, the model on {parameter.device}; use images.to({str(parameter.device)!r})"
         )
-    totals = [some.sum(dtype=_SUMS.get(some.dtype)) for some in ([every] if isinstance(every, Tensor) else every)]
+    wide = torch.promote_types(images.dtype, torch.float32)
+    totals = [some.sum(dtype=wide) for some in ([every] if isinstance(every, Tensor) else every)]
     if not all(map(torch.isfinite, totals)) and (bad := [i for i, x in enumerate(every) if not x.isfinite().all()]):
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
@@ -89,7 +88,7 @@ def cut_network(
         return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
-        if layer not in {**known, **named_layers(module)}:
+        if layer not in known and layer not in named_layers(module):
             raise ValueError(
                 f"{model.name} has no layer known as {layer!r}; name one that `shapleycam layers {model.name}` lists, or none "
                 "for the one that feeds the last spatial reduction"

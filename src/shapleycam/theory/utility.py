@@ -117,14 +117,14 @@ def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: 
 
     def look(logits: Logits, targets: Targets) -> Tensor:
         wanted = (targets if a is None else torch.full_like(targets, a))[:, None]
-        if others is None and int(wanted.min()) >= 0 and int(wanted.max()) < logits.shape[1]:
+        named = [*wanted.flatten().tolist(), *(others or ())]
+        if max(named) >= logits.shape[1] or min(named) < 0 or logits.shape[1] < 2:
+            raise ValueError(f"contrast of classes {a} and {b}; the network has classes 0 to {logits.shape[1] - 1}")
+        if others is None:
             rest = logits.scatter(1, wanted, -torch.inf).argmax(1, keepdim=True)
         else:
-            rest = torch.tensor(others or [0], device=logits.device).expand(len(logits), -1)
-        classes = torch.cat([wanted, rest], 1)
-        if classes.max() >= logits.shape[1] or classes.min() < 0 or logits.shape[1] < 2:
-            raise ValueError(f"contrast of classes {a} and {b}; the network has classes 0 to {logits.shape[1] - 1}")
-        return classes
+            rest = torch.tensor(others, device=logits.device).expand(len(logits), -1)
+        return torch.cat([wanted, rest], 1)
 
     def worth(logits: Logits, targets: Targets, classes: Tensor) -> Utilities:
         scores = logits.gather(1, classes)

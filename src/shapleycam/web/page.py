@@ -97,9 +97,9 @@ class Page:
         """Forget a user, and what he could download."""
         self._opening.pop(session, None)
         self.looks.drop(session)
-        shutil.rmtree(self._of(session), ignore_errors=True)
+        shutil.rmtree(self._folder_of(session), ignore_errors=True)
 
-    def _of(self, session: str) -> Path:
+    def _folder_of(self, session: str) -> Path:
         """A user's folder; browsers choose what sessions are called."""
         return self.folder / "downloads" / sha256(session.encode()).hexdigest()
 
@@ -121,7 +121,9 @@ class Page:
         seen = self.of(session)
         out = seen.explain([method], target, utility)
         try:
-            return _written(self._of(session), seen, out, blend(seen.view, out.heatmaps[method][0], opacity, colours))
+            return _written(
+                self._folder_of(session), seen, out, blend(seen.view, out.heatmaps[method][0], opacity, colours)
+            )
         except FileNotFoundError:  # he left meanwhile, and his folder with him
             raise said(GONE_ON) from None
 

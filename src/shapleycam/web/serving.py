@@ -96,7 +96,8 @@ class _Shared:
     """The folder of uploads and downloads of all pages of this process: gradio finds it in a variable of the environment."""
 
     def __init__(self) -> None:
-        self._pages, self._lock, self._before = 0, Lock(), os.environ.get(_VARIABLE)
+        self._pages, self._lock = 0, Lock()
+        self._before: str | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def opened(self) -> Path:
@@ -104,10 +105,8 @@ class _Shared:
         with self._lock:
             self._pages += 1
             if self._folder is None:
-                self._folder, self._before = (
-                    tempfile.TemporaryDirectory(prefix="shapleycam-"),
-                    os.environ.get(_VARIABLE),
-                )
+                self._folder = tempfile.TemporaryDirectory(prefix="shapleycam-")
+                self._before = os.environ.get(_VARIABLE)
                 os.environ[_VARIABLE] = str(Path(self._folder.name).resolve())
             return Path(self._folder.name).resolve()
 
