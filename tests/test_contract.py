@@ -578,7 +578,8 @@ def test_a_thousand_calls_leave_the_number_of_tensors_and_the_memory_flat(name: 
             gc.collect()
             tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
             seen.append((tensors, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024))
-        explain(network, x, layer=layer, methods=["ShapleyCAM", "AumannCAM"], nodes=2).heatmaps["ShapleyCAM"]
+        path = ["AumannCAM"] if call % 5 == 0 else []  # it takes several times as long
+        explain(network, x, layer=layer, methods=["ShapleyCAM", *path], nodes=2).heatmaps["ShapleyCAM"]
     (first, small), *_, (last, large) = seen
     assert last == first
     assert large - small < 20  # MiB at the peak

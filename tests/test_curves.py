@@ -117,7 +117,11 @@ def test_insertion_and_deletion_are_those_of_torchcam(soft: bool) -> None:
     h = nn.functional.interpolate(coarse[:, None], (20, 20), mode="bilinear", align_corners=False)[:, 0]
     infer, targets = inference(net), torch.tensor([1, 4])
     ground = blurred(x) if soft else torch.zeros_like(x)
-    shown, taken = exchange(infer, ground, x, h, targets, 8), exchange(infer, x, ground, h, targets, 8)
+
+    def share(some: Tensor, places: Tensor) -> Tensor:
+        return infer(some).softmax(1).gather(1, targets[places, None])[:, 0]
+
+    shown, taken = exchange(share, ground, x, h, 8), exchange(share, x, ground, h, 8)
     assert float(curves.area(shown).mean()) == pytest.approx(expected["insertion_auc"], abs=1e-5)
     assert float(curves.area(taken).mean()) == pytest.approx(expected["deletion_auc"], abs=1e-5)
 
@@ -140,14 +144,13 @@ def test_memory_is_bounded_by_the_number_of_images_at_a_time(monkeypatch: pytest
     x, h, seen = images(), heats(), []
     net = network()
 
-    def infer(batch: Tensor) -> Tensor:
+    def share(batch: Tensor, places: Tensor) -> Tensor:
         seen.append(len(batch))
-        return net(batch).detach()
+        return net(batch).detach()[:, 1] + places
 
-    targets = torch.tensor([1, 4, 0])
-    whole = exchange(infer, x, torch.zeros_like(x), h, targets, 9)
+    whole = exchange(share, x, torch.zeros_like(x), h, 9)
     monkeypatch.setattr(curves, "ROOM", 4 * x[0].numel())
-    torch.testing.assert_close(exchange(infer, x, torch.zeros_like(x), h, targets, 9), whole)
+    torch.testing.assert_close(exchange(share, x, torch.zeros_like(x), h, 9), whole)
     assert seen == [30, 4, 4, 4, 4, 4, 4, 4, 2]
 
 
@@ -361,3 +364,32 @@ def test_what_cannot_be_scored_is_refused(
 
 def test_ranks_begin_with_the_hottest_and_break_ties_row_by_row() -> None:
     assert ranked(torch.tensor([[[0.0, 2.0], [2.0, 1.0]]])).tolist() == [[[3, 0], [1, 2]]]
+
+
+@pytest.mark.parametrize("name", ["insertion", "deletion", "road"])
+def test_a_logit_by_itself_has_the_probability_of_its_side(name: str) -> None:
+    """A network of one logit is one of two classes, the other of which stays at zero."""
+    net, x, h = network(), images(), heats()
+    single = nn.Sequential(net, nn.Linear(5, 1)).eval()
+    with torch.no_grad():  # yes on some images and no on others
+        single[1].bias -= single(x).mean()
+    two = nn.Sequential(single, nn.ConstantPad1d((1, 0), 0.0)).eval()
+    yes = single(x)[:, 0] > 0
+    assert 0 < yes.sum() < len(x)
+    expected = UNCHECKED[name](two, x, h, yes.long())
+    torch.testing.assert_close(UNCHECKED[name](single, x, h, utility="rest-sigmoid"), expected)
+    signal = torch.randn(2, 3, 40)
+    with pytest.raises(ValueError, match=r"images has shape \(2, 3, 40\), expected \(b, channels, H, W\)"):
+        UNCHECKED[name](nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten()), signal, signal[:, 0])
+
+
+def test_the_random_network_is_asked_about_the_side_that_the_trained_one_took() -> None:
+    net, x = network(), images()
+    sides = torch.where(net(x)[:, 2] > 0, 1, -1).tolist()
+    found = randomisation(net, x, methods="GradCAM", layer="3", targets=2, utility="rest-sigmoid", layers=["6"])
+    for i, side in enumerate(sides):
+        kind = f"rest-sigmoid-{'positive' if side > 0 else 'negative'}"
+        alone = randomisation(net, x[i : i + 1], methods="GradCAM", layer="3", targets=2, utility=kind, layers=["6"])
+        torch.testing.assert_close(
+            found.correlations["GradCAM"][i], alone.correlations["GradCAM"][0], equal_nan=True, rtol=1e-4, atol=1e-4
+        )

@@ -257,15 +257,14 @@ def test_error_of_the_users_own_network_gets_a_note_of_what_it_was_given() -> No
     assert caught.value.__notes__ == ["shapleycam ran Sequential on images of shape (2, 4, 16, 16), torch.float32"]
 
 
-def test_image_of_a_size_that_timm_asserts_against_gets_the_note_too() -> None:
+def test_image_of_a_size_that_timm_asserts_against_is_refused_in_a_sentence() -> None:
     from timm.models.vision_transformer import VisionTransformer
 
     vit = VisionTransformer(img_size=16, patch_size=4, embed_dim=12, depth=1, num_heads=2, num_classes=5).eval()
-    with pytest.raises(AssertionError, match="doesn't match model") as caught:
-        explain(vit, images(2, 20, 20), layer="patch_embed.proj")
-    assert caught.value.__notes__ == [
-        "shapleycam ran VisionTransformer on images of shape (2, 3, 20, 20), torch.float32"
-    ]
+    given = r"VisionTransformer on images of shape \(., 3, 20, 20\), torch.float32: .*doesn't match model"
+    for layer in ("patch_embed.proj", None):
+        with pytest.raises(ValueError, match=f"the network refuses what it was given, {given}"):
+            explain(vit, images(2, 20, 20), layer=layer)
 
 
 @pytest.mark.parametrize("model", ["resnet18", network, None, {"0": 1}])
@@ -428,6 +427,17 @@ def test_blank_map_is_named_with_its_signed_range() -> None:
     )
     assert e.max() < 0
     assert out.heatmaps["GradCAM"][1].eq(0).all()
+
+
+def test_map_that_is_too_faint_for_its_heatmap_is_named() -> None:
+    x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[0, 0] -= 60  # class 0 has a probability of 1e-26, and so has the gradient
+    x[0, 0, 0, 0] = 1
+    out = explain(Tail(pooled), x, layer="maps", methods="GradCAM", utility="post-softmax", targets=0)
+    assert reasons(out) == [(0, "GradCAM", "blank")]
+    assert 0 < out.explanations["GradCAM"][0].max() < 1e-20
+    assert out.heatmaps["GradCAM"][0].max() < 0.01
+    assert "post-softmax hardly changes with the maps of maps; utility=" in str(out.warnings[0])
 
 
 def test_map_that_is_zero_throughout_is_blank() -> None:

@@ -207,3 +207,8 @@ def test_gap_of_images_that_were_written_to_in_between_is_refused() -> None:
     ):
         _ = out.efficiency_gap
     assert torch.equal(known.efficiency_gap["AumannCAM-H"], wanted)
+
+
+def test_a_method_that_explains_pixels_is_refused_before_anything_is_played() -> None:
+    with pytest.raises(ValueError, match="RISE explains pixels, not the layer's positions that play the game"):
+        fidelity(network(Curved(), 0), images(1), layer="maps", methods=["GradCAM", "RISE"])

@@ -294,3 +294,14 @@ def test_names_and_labels_of_small_tiles_do_not_run_into_each_other() -> None:
     upper, lower = (box for text, box in boxes.items() if "p =" in text)
     assert upper.y0 > lower.y1
     assert lower.y1 - lower.y0 <= 96
+
+
+@pytest.mark.parametrize("out", ["file/x.png", "folder.png"])
+def test_a_figure_that_cannot_be_written_is_refused_before_anything_is_measured(
+    model: Model, pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr("shapleycam.figures.measure", None)
+    with pytest.raises(OSError, match="name a"):
+        draw_pictures(model, pictures, tmp_path / out)

@@ -53,6 +53,7 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "figures": (4, ARRAYS, frozenset({"matplotlib"})),
     "plays": (4, ARRAYS, frozenset()),
     "__main__": (4, frozenset(), frozenset()),
+    "bars": (4, frozenset({"rich"}), frozenset()),
     "progress": (4, frozenset({"rich"}), frozenset()),
     "cli_lists": (4, frozenset(), ARRAYS | {"rich"}),
     "cli_bench": (4, frozenset({"cyclopts"}), frozenset()),
@@ -78,11 +79,14 @@ NETWORK = (
     "timm",
     "torchvision",
 )
+# They need what the package itself depends on, and no extra.
+PLAIN = ("bars", "gallery", "figures", "plays")
+EXTRAS = ("pyarrow", "upath", "jinja2", "gradio", "shapiq", "ray")
 # Started for `shapleycam --help`, so nothing slow may load with them.
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 4407
+CORE_LINES = 4491
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -165,7 +169,7 @@ def violations(tree: Tree) -> list[str]:
         if (complaint := _complaint(module, item))
     ] + [
         f"{module or '__init__'} leads to {name}"
-        for modules, targets, calls in ((LAPTOP, NETWORK, True), (LIGHT, HEAVY, False))
+        for modules, targets, calls in ((LAPTOP, NETWORK, True), (PLAIN, EXTRAS, True), (LIGHT, HEAVY, False))
         for module in modules
         for name in sorted(reached(tree, module, calls=calls))
         if name.split(".")[0] in targets
@@ -214,7 +218,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_4407_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_4491_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

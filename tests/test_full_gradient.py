@@ -164,3 +164,31 @@ def test_a_batch_norm_of_the_batchs_own_mean_adds_its_beta() -> None:
     randomise(net, 0)
     found = full_gradients(play(net.eval(), "0", images(), TARGETS))
     assert [tuple(share.shape[1:]) for share in found.biases] == [(4, 10, 14), (4, 10, 14), (5,)]
+
+
+class Windowed(nn.Module):
+    """Adds a bias to each of four windows by itself: a fourth axis that is no position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm(4), nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        b, n, h, w = maps.shape
+        windows = maps.view(b, n, 2, h // 2, 2, w // 2).permute(0, 2, 4, 3, 5, 1).reshape(b, 4, -1, n)
+        return self.head(self.norm(windows).relu().mean((1, 2)))
+
+
+def test_biases_of_windows_that_keep_the_batch_are_left_out() -> None:
+    net, x = Windowed().eval(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    randomise(net, 0)
+    ground = play(net, "conv", x, [0, 1])
+    found = full_gradients(ground)
+    assert [tuple(each.shape) for each in found.biases[:2]] == [(2, 4, 16, 16), (2, 4, 4, 64)]
+    wanted = torch.zeros(2, 16, 16)
+    for share in (found.inputs, found.biases[0]):
+        sizes = share.abs()
+        lifted = sizes - sizes.amin((2, 3), keepdim=True)
+        wanted += (lifted / (lifted.amax((2, 3), keepdim=True) + 1e-7)).sum(1)
+    torch.testing.assert_close(full_grad(ground), wanted)

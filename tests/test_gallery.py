@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import shapleycam
 from shapleycam import Explanation, Model, Preprocess, explain, overlay, sheet
-from shapleycam.gallery import Written, find_target, write_explanations
+from shapleycam.gallery import Written, find_target, folder_names, write_explanations
 
 NAMES = ("tench", "crane", "Egyptian cat", "coffee mug", "Crane", "tiger cat")
 WNIDS = ("n01", "n02", "n03", "n04", "n05", "n06")
@@ -128,7 +129,11 @@ def test_the_facts_say_what_was_explained_and_how(model: Model, picture: Callabl
     assert facts.pop("target") == one(2)
     assert facts.pop("likeliest") == [one(index) for index in order[:5]]
     assert facts.pop("weights") == {"origin": "random, seed 0", "sha256": model.weights_hash}
-    assert facts.pop("layer") == {"name": "3", "layout": "bnhw", "maps": 8, "positions": [7, 7]}
+    assert facts.pop("layer") == {
+        "name": "3", "layout": "bnhw", "maps": 8, "positions": [7, 7], "prefix": 0, "reason": ""
+    }  # fmt: skip
+    assert facts.pop("options") == {"target": "2", "top": 1, "samples": 0, "budget": None}
+    assert facts.pop("device") == "cpu"
     assert facts.pop("preprocess") == {
         "size": [32, 32], "resize": 40, "interpolation": "bicubic", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]
     }  # fmt: skip
@@ -291,3 +296,45 @@ def test_an_ambiguous_target_is_told_by_index_where_there_are_no_wnids(model: Mo
         find_target(nameless, "crane")
     with pytest.raises(ValueError, match="unknown target 'n02'"):
         find_target(nameless, "n02")
+
+
+def test_noisy_pictures_are_said_and_their_deviation_is_written(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path
+) -> None:
+    write(model, [picture("a.png")], tmp_path / "out", samples=3, methods=["GradCAM"])
+    out = explain(model, model.preprocess(picture("a.png")), methods="GradCAM", samples=3)
+    np.testing.assert_array_equal(
+        arrays(tmp_path / "out" / "a", "GradCAM")["deviation"], out.deviations["GradCAM"][0].numpy()
+    )
+    assert json.loads((tmp_path / "out" / "a" / "explanation.json").read_text())["options"]["samples"] == 3
+
+
+def test_a_file_name_that_is_no_text_stops_nobody(model: Model, picture: Callable[[str], Path], tmp_path: Path) -> None:
+    odd = picture("a.png").with_name("caf\udce9.png")
+    try:
+        picture("a.png").rename(odd)
+    except (OSError, UnicodeError):
+        pytest.skip("this disk takes no such name")
+    first, second = write(model, [odd, picture("b.png")], tmp_path / "out")
+    assert not first.failed
+    assert not second.failed
+    facts = json.loads((tmp_path / "out" / "caf\udce9" / "explanation.json").read_text(encoding="utf-8"))
+    assert facts["picture"] == str(odd)
+
+
+def test_folders_differ_on_disks_that_do_not_mind_case() -> None:
+    assert folder_names([Path("Cat.jpg"), Path("cat.png"), Path("CAT-2.png")]) == ["Cat", "cat-2", "CAT-2-2"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_explained(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shapleycam.gallery.os.access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr("shapleycam.gallery.explain", None)
+    with pytest.raises(OSError, match="out' cannot be made: Permission denied; name another"):
+        write(model, [picture("a.png")], tmp_path / "out")
+
+
+def test_a_network_of_features_has_no_class_to_explain(model: Model) -> None:
+    with pytest.raises(ValueError, match="tiny puts out features and no classes"):
+        find_target(replace(model, class_names=()), None)

@@ -147,7 +147,7 @@ def test_scorecam_on_a_signal_and_on_a_volume_are_loops_too() -> None:
 # AblationCAM
 
 
-@pytest.mark.parametrize("utility", ["rest", "pre-softmax", "post-softmax"])
+@pytest.mark.parametrize("utility", ["rest", "pre-softmax", "post-softmax", "log-softmax"])
 @pytest.mark.parametrize(("make", "layer"), [(network, "1"), (network, "4"), (residual, "norm")])
 def test_ablationcam_is_a_loop_over_a_hook_that_sets_a_map_to_zero(
     make: Callable[[], nn.Module], layer: str, utility: str
@@ -173,7 +173,7 @@ def test_ablationcam_is_a_loop_over_a_hook_that_sets_a_map_to_zero(
     for j, target in enumerate(TARGETS):
         full = worth(x[j], target, None)
         maps = kept[-1]
-        expected = sum((full - worth(x[j], target, i)) / full * a for i, a in enumerate(maps))
+        expected = sum((full - worth(x[j], target, i)) / abs(full) * a for i, a in enumerate(maps))
         close(found[j], expected)
 
 
@@ -320,3 +320,9 @@ def test_methods_that_ask_the_tail_take_any_inputs_and_those_that_mask_images_re
         ValueError, match="the method changes the images, expected a tensor of them, got several inputs"
     ):
         score_cam(ground)
+
+
+@pytest.mark.parametrize("name", ["CAM", "LIFT-CAM"])
+def test_a_map_of_half_precision_is_added_up_in_float32(name: str) -> None:
+    net, x = network().bfloat16(), images().bfloat16()
+    assert SEARCHES[name].explain(play(net, "4", x, TARGETS)).dtype == torch.float32

@@ -601,3 +601,42 @@ def test_what_cannot_be_measured_is_refused(arguments: dict[str, Any], words: st
     given = {"images": images(), "layer": "3", **arguments}
     with pytest.raises(ValueError, match=words):
         library.measure(network(), **given)
+
+
+def test_labels_that_stand_each_for_itself_are_measured_by_the_sigmoid_of_the_side_explained() -> None:
+    """What other labels do is nothing to the one explained; of a side that is negative the probability is the rest."""
+    net, x = network(), images()
+    label = 2
+    with torch.no_grad():  # so that it is there on some images and not on others
+        net[6].bias[label] -= net(x)[:, label].mean()
+    logits = net(x).detach()
+    assert 0 < (logits[:, label] > 0).sum() < len(x)
+    found = sc.measure(net, x, methods="GradCAM", layer="3", targets=label, utility="rest-sigmoid")
+    for i in range(len(x)):
+        positive = bool(logits[i, label] > 0)
+        kind = f"rest-sigmoid-{'positive' if positive else 'negative'}"
+        h = sc.explain(net, x[i : i + 1], methods="GradCAM", layer="3", targets=label, utility=kind).heatmaps["GradCAM"]
+
+        def share(image: Tensor, positive: bool = positive) -> float:
+            p = float(net(image)[0, label].detach().sigmoid())
+            return p if positive else 1 - p
+
+        expected = share(x[i : i + 1]), share(x[i : i + 1] * h[:, None]), share(x[i : i + 1] * (1 - h[:, None]))
+        got = float(found.full[i]), float(found.kept[i, 0]), float(found.deleted[i, 0])
+        assert got == pytest.approx(expected, abs=1e-5)
+        again = sc.explain(
+            net, x[i : i + 1] * h[:, None], methods="GradCAM", layer="3", targets=label, utility=kind
+        ).heatmaps["GradCAM"]
+        assert float(found.coherency[i, 0]) == pytest.approx(float(sc.metrics.coherency(h, again)[0]), abs=1e-4)
+
+
+def test_a_network_of_one_logit_is_measured() -> None:
+    net, x = nn.Sequential(network(), nn.Linear(5, 1)).eval(), images()
+    found = sc.measure(net, x, methods="GradCAM", layer="0.3", utility="rest-sigmoid")
+    assert (found.full >= 0.5).all()
+
+
+def test_signals_are_refused_for_nothing_masks_them() -> None:
+    net = nn.Sequential(nn.Conv1d(2, 4, 5), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with pytest.raises(ValueError, match=r"images has shape \(2, 2, 40\), expected \(b, channels, H, W\)"):
+        sc.measure(net, torch.randn(2, 2, 40), layer="1")

@@ -113,3 +113,12 @@ def test_command_prints_a_row_a_method(
     assert "with all 9 players" in said
     assert "exact" in said
     assert [line.split()[0] for line in said.splitlines()[-4:]].count("GradCAM") == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_played(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr("shapleycam.plays.fidelity", None)
+    with pytest.raises(FileExistsError, match="out' is a file; name a folder"):
+        next(play_pictures(tiny(), [picture], tmp_path / "out", methods=["GradCAM"]))

@@ -195,3 +195,11 @@ def test_a_title_wider_than_the_tiles_is_not_cut_off() -> None:
     assert page.width > 300
     assert ink(page, (page.width - 8, 0, page.width, page.height)) == 0
     assert ink(page, (page.width - 28, 0, page.width - 8, 24)) > 0
+
+
+def test_one_picture_needs_no_list_and_the_mean_of_several_layers_is_laid_on_it() -> None:
+    model, picture = Model("tiny", network(), PREPROCESS, tuple("abcde"), None, {}, "random"), noise(60, 90)
+    found = explain(model, PREPROCESS(picture), layer=["0", "1"], methods="GradCAM")
+    (tile,) = overlay(found, picture)["GradCAM"]
+    view = PREPROCESS.crop(picture)
+    np.testing.assert_array_equal(np.asarray(tile), np.asarray(blend(view, found.heatmaps["GradCAM"][0])))

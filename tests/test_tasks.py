@@ -144,6 +144,11 @@ def test_contrast_is_the_difference_of_logits(a: int | None, b: Any) -> None:
     assert out.utility == f"contrast({a}, {b}, 0.7)"
 
 
+def test_a_contrast_of_the_target_with_itself_is_refused() -> None:
+    with pytest.raises(ValueError, match="contrast of a class with itself, 3; name other classes than the target"):
+        contrast(b=3)(torch.zeros(2, 5), torch.tensor([1, 3]))
+
+
 def test_contrasts_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match=r"gamma is 1.5, expected a share from 0"):
         contrast(1, 2, 1.5)

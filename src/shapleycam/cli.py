@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,9 +83,9 @@ def explain(
     device
         cpu, cuda, cuda:1, ...
     """
+    from .bars import explaining
     from .gallery import write_explanations
     from .network.zoo import load_model
-    from .progress import explaining
     from .theory.cams import METHODS, SETS
 
     if not pictures:
@@ -142,9 +143,9 @@ def compare(
     seed
         Of RandomCAM, and of random weights.
     """
+    from .bars import explaining
     from .figures import draw_pictures
     from .network.zoo import load_model
-    from .progress import explaining
     from .searches import SEARCHES
 
     names, classes, several = names_in(methods), names_in(targets), names_in(utilities)
@@ -204,9 +205,9 @@ def shapley(
     seed
         Of the samples, of RandomCAM, and of random weights.
     """
+    from .bars import coalitions
     from .network.zoo import load_model
     from .plays import HEAD, play_pictures
-    from .progress import coalitions
 
     if not pictures:
         raise ValueError("no picture was given; name one or more files: shapleycam shapley cat.jpg")
@@ -276,6 +277,9 @@ _EXTRAS = {
 
 def main() -> None:
     """Run a command; what the user can mend ends in one line on stderr and exit code 1, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that is no text here is shown all the same
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(sys.argv[1:], result_action="return_value")
     except ModuleNotFoundError as error:

@@ -10,16 +10,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from .network.arguments import check_images, resolve_targets
+from .network.arguments import check_pictures, resolve_targets, resolve_utility
 from .network.cut import inference
 from .network.zoo import Model
-from .theory.axes import Heatmaps, Images, Targets, Utilities
-from .theory.utility import probability
+from .theory.axes import Heatmaps, Images, Utilities
+from .theory.utility import Utility, confidence
 
 ROOM = 2**22
 """Numbers of images that a network is given at a time."""
 Curve = Float[Tensor, "b points"]
-Infer = Callable[[Tensor], Tensor]
+Share = Callable[[Images, Int64[Tensor, " k"]], Utilities]
+"""The targets' probabilities on versions of the images at k places."""
 
 
 def insertion(
@@ -29,6 +30,7 @@ def insertion(
     targets: int | str | Sequence[int] | Tensor | None = None,
     *,
     steps: int = 100,
+    utility: str | Utility = "rest",
 ) -> Utilities:
     """Area under the target's probability while a blurred image turns sharp, (b,) in [0, 1]; higher is better.
 
@@ -42,6 +44,9 @@ def insertion(
         Of any method and origin, (b, H, W).
     steps
         How many equal parts of the pixels are shown one after the other; 224 is the authors' choice for 224 x 224 pixels.
+    utility
+        What was explained: of "rest-sigmoid" and its kin the probability is that of the logit by itself, for the side that is
+        explained.
 
     Raises
     ------
@@ -56,8 +61,8 @@ def insertion(
     >>> sc.insertion(model, images, out.heatmaps["GradCAM"], out.targets, steps=4).shape
     torch.Size([2])
     """
-    infer, images, classes = checked(model, images, heatmaps, targets)
-    return area(exchange(infer, blurred(images), images, heatmaps, classes, steps))
+    share, images = checked(model, images, heatmaps, targets, utility)
+    return area(exchange(share, blurred(images), images, heatmaps, steps))
 
 
 def deletion(
@@ -67,13 +72,14 @@ def deletion(
     targets: int | str | Sequence[int] | Tensor | None = None,
     *,
     steps: int = 100,
+    utility: str | Utility = "rest",
 ) -> Utilities:
     """Area under the target's probability while the image's pixels turn to zero, (b,) in [0, 1]; lower is better.
 
     Zero is the mean colour, for images are normalised. Parameters, cost and errors are those of `insertion`.
     """
-    infer, images, classes = checked(model, images, heatmaps, targets)
-    return area(exchange(infer, images, torch.zeros_like(images), heatmaps, classes, steps))
+    share, images = checked(model, images, heatmaps, targets, utility)
+    return area(exchange(share, images, torch.zeros_like(images), heatmaps, steps))
 
 
 def area(curve: Curve) -> Utilities:
@@ -81,29 +87,25 @@ def area(curve: Curve) -> Utilities:
     return torch.trapezoid(curve, dx=1 / (curve.shape[1] - 1), dim=1)
 
 
-def exchange(infer: Infer, before: Images, after: Images, heatmaps: Heatmaps, targets: Targets, steps: int) -> Curve:
+def exchange(share: Share, before: Images, after: Images, heatmaps: Heatmaps, steps: int) -> Curve:
     """The targets' probabilities while `before` turns into `after`, the hottest pixels first, as many at each of the steps."""
     pixels = heatmaps[0].numel()
     if not 1 <= steps <= pixels:
         raise ValueError(f"steps is {steps}, expected 1 to {pixels}, the number of pixels")
     hottest = ranked(heatmaps).to(before.device)
-    changed = torch.linspace(0, pixels, steps + 1, dtype=torch.float64, device=hottest.device).round().long()
+    changed = torch.linspace(0, pixels, steps + 1, dtype=torch.float64).round().long().to(hottest.device)
 
     def version(image: Tensor, step: Tensor) -> Images:
         return torch.where((hottest[image] < changed[step, None, None])[:, None], after[image], before[image])
 
-    return probabilities(infer, version, targets, steps + 1, before[0].numel())
+    return probabilities(share, version, before, steps + 1)
 
 
-def probabilities(
-    infer: Infer, version: Callable[[Tensor, Tensor], Images], targets: Targets, versions: int, size: int
-) -> Curve:
-    """The targets' probabilities on `versions` versions of each image, whose `size` numbers bound how many are made at a time."""
-    pairs = torch.arange(len(targets) * versions, device=targets.device).split(max(1, ROOM // size))
-    found = [
-        probability(infer(version(some // versions, some % versions)), targets[some // versions]) for some in pairs
-    ]
-    return torch.cat(found).view(len(targets), versions)
+def probabilities(share: Share, version: Callable[[Tensor, Tensor], Images], images: Images, versions: int) -> Curve:
+    """The targets' probabilities on `versions` versions of each image, as many at a time as there is room for."""
+    pairs = torch.arange(len(images) * versions, device=images.device).split(max(1, ROOM // images[0].numel()))
+    found = [share(version(some // versions, some % versions), some // versions) for some in pairs]
+    return torch.cat(found).view(len(images), versions)
 
 
 def ranked(heatmaps: Heatmaps) -> Int64[Tensor, "b H W"]:
@@ -128,10 +130,14 @@ def blurred(images: Images) -> Images:
 
 
 def checked(
-    model: Model | nn.Module, images: Images, heatmaps: Heatmaps, targets: int | str | Sequence[int] | Tensor | None
-) -> tuple[Infer, Images, Targets]:
-    """What gives a model's logits, its images without a graph, and the class of each."""
-    check_images(model, images)
+    model: Model | nn.Module,
+    images: Images,
+    heatmaps: Heatmaps,
+    targets: int | str | Sequence[int] | Tensor | None,
+    utility: str | Utility,
+) -> tuple[Share, Images]:
+    """What gives the probabilities of a model's targets, and its images without a graph."""
+    check_pictures(model, images)
     if not isinstance(heatmaps, Tensor):
         raise TypeError(f"heatmaps is a {type(heatmaps).__name__}, expected a tensor (b, H, W); use torch.as_tensor")
     if heatmaps.shape != (len(images), *images.shape[2:]):
@@ -139,5 +145,7 @@ def checked(
             f"heatmaps have shape {tuple(heatmaps.shape)}, expected one on each image, "
             f"{(len(images), *images.shape[2:])}; what sc.explain gives in out.heatmaps[method] fits"
         )
-    infer = inference(model.module if isinstance(model, Model) else model)
-    return infer, images.detach(), resolve_targets(targets, infer(images.detach()))
+    infer, images = inference(model.module if isinstance(model, Model) else model), images.detach()
+    logits = infer(images)
+    known = confidence(resolve_utility(utility)[1], logits, resolve_targets(targets, logits))
+    return lambda some, places: known(infer(some), places), images

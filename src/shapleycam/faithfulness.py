@@ -16,8 +16,9 @@ from .network.inputs import Inputs, Output, as_inputs
 from .network.layout import Axes, Layout
 from .network.zoo import Model
 from .network_game import Game, exact, game, sampled
+from .searches import SEARCHES
 from .theory.agreement import AGREEMENTS, deviation, relative_error
-from .theory.cams import explanation, identity, mean, resolve_methods
+from .theory.cams import explanation, identity, mean, resolve_methods, resolve_names
 from .theory.shapley import MOST, Progress, ShapleyValues
 from .theory.utility import Utility
 
@@ -94,8 +95,11 @@ def fidelity(
     True
     """
     given = as_inputs(images)
+    asked = resolve_names(methods, SEARCHES)
+    if apart := [name for name in asked if name in SEARCHES and SEARCHES[name].place == "image"]:
+        raise ValueError(f"{apart[0]} explains pixels, not the layer's positions that play the game; leave it out")
     out = explain(
-        model, given, methods=methods, layer=layer, layout=layout, output=output, targets=targets, utility=utility,
+        model, given, methods=asked, layer=layer, layout=layout, output=output, targets=targets, utility=utility,
         nodes=nodes, seed=seed, keys=keys,
     )  # fmt: skip
     games = [

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .gallery import find_target
+from .gallery import check_folder, find_target
 from .measurement import Measurements, measure
 from .network.pictures import RGB, PictureError
 from .network.zoo import Model
@@ -77,6 +77,7 @@ def draw_pictures(
 ) -> tuple[str, ...]:
     """Compare pictures, see `compare`, and draw the figure into a file, see `write_figure`; gives what failed."""
     _check_kind(out)
+    check_folder(out.parent)
     comparison = compare(
         model, pictures, methods=methods, targets=targets, layer=layer, utilities=utilities, masking=masking, maps=maps,
         seed=seed, done=done, progress=progress, budget=budget,
@@ -124,7 +125,7 @@ def compare(
     for name, given in (("picture", pictures), ("target", targets), ("utility", utilities)):
         if not given:
             raise ValueError(f"no {name} was given; name one or more")
-    wanted = {target: None if target == "predicted" else find_target(model, target) for target in targets}
+    wanted = {target: find_target(model, None if target == "predicted" else target) for target in targets}
     rows: list[Row] = []
     failed: list[PictureError] = []
     for picture in pictures:
@@ -233,6 +234,8 @@ def write_figure(comparison: Comparison, out: Path) -> None:
 def _check_kind(out: Path) -> None:
     if out.suffix.lower() not in KINDS:
         raise ValueError(f"out is {str(out)!r}, expected a file ending in {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+    if out.is_dir():
+        raise IsADirectoryError(f"{str(out)!r} is a folder; name a file to write to")
 
 
 def _overlay(found: Measurements, name: str, view: RGB) -> Tile:

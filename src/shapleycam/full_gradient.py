@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
 from .network.expand import wide
+from .network.layout import fits
 from .playground import Playground, undisturbed
 from .theory.axes import Heatmaps, Images, Utilities
 from .theory.heatmap import MODES
@@ -69,7 +70,11 @@ def full_grad(play: Playground) -> Heatmaps:
     found, size = full_gradients(play), play.images.shape[2:]
     total = _scaled(found.inputs).sum(1)
     for share in found.biases:
-        if share.ndim == play.images.ndim and len(share) == len(play.images):
+        if (
+            len(share) == len(play.images)
+            and share.ndim == play.images.ndim
+            and fits(tuple(share.shape[2:]), tuple(size))
+        ):
             coarse = _scaled(share).sum(1, keepdim=True)  # to enlarge is linear, and one channel is cheaper than all
             total = total + interpolate(coarse, size, mode=MODES[len(size)], align_corners=False)[:, 0]
     return total

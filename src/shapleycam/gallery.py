@@ -1,9 +1,10 @@
 """Pictures explained into a folder: sheets and overlays to look at, arrays and facts to work with."""
 
 import json
+import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import chain, count
@@ -53,8 +54,9 @@ def write_explanations(
 ) -> Iterator[Written]:
     """Explain pictures into `out`, a folder for each: yields as they are written, in their order.
 
-    A folder holds `sheet.png`, a PNG and an NPZ (heatmap, explanation) a method, and `explanation.json`; with `top` above 1 one
-    such folder for each of the likeliest classes. A picture that cannot be read is reported and does not stop the others.
+    A folder holds `sheet.png`, a PNG and an NPZ a method (heatmap, explanation, and its deviation over samples), and
+    `explanation.json`; with `top` above 1 one such folder for each of the likeliest classes. A picture that cannot be read is
+    reported and does not stop the others.
 
     Raises
     ------
@@ -65,18 +67,13 @@ def write_explanations(
     """
     if target is not None and top != 1:
         raise ValueError("give a target or a number of likeliest classes, not both")
+    wanted = find_target(model, target)
     if not 1 <= top <= len(model.class_names):
         raise ValueError(f"top is {top}, expected a number of classes from 1 to {len(model.class_names)}")
     if batch < 1:
         raise ValueError(f"batch is {batch}, expected a number of pictures, at least 1")
-    wanted = find_target(model, target)
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{str(out)!r} is a file; name a folder to write to, it is made if need be")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"the folder {str(out)!r} cannot be made: {error.strerror}; name another to write to") from error
-    folders = folder_names(pictures)
+    check_folder(out)
+    folders, options = folder_names(pictures), {"target": target, "top": top, "samples": samples, "budget": budget}
 
     def asked(images: Tensor, targets: int | str | Tensor | None) -> Explanation:
         return explain(
@@ -97,7 +94,26 @@ def write_explanations(
             place = next(places)
             for rank, explained in enumerate(found):
                 inner = f"{rank + 1}-{_slug(model.class_names[int(explained.targets[place])])}" if top > 1 else ""
-                yield Written(picture, _write(model, explained[place], picture, out / folder / inner, seed))
+                yield Written(picture, _write(model, explained[place], picture, out / folder / inner, seed, options))
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before anything is computed for it.
+
+    Raises
+    ------
+    OSError
+        With the reason.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{str(out)!r} is a file; name a folder to write to, it is made if need be")
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    why = (
+        "Not a directory" if not there.is_dir() else "" if os.access(there, os.W_OK | os.X_OK) else "Permission denied"
+    )
+    if why:
+        done = "written to" if there == out else "made"
+        raise OSError(f"the folder {str(out)!r} cannot be {done}: {why}; name another to write to")
 
 
 def find_target(model: Model, target: str | None) -> int | str | None:
@@ -106,8 +122,13 @@ def find_target(model: Model, target: str | None) -> int | str | None:
     Raises
     ------
     ValueError
-        For a name that no class or several classes have.
+        For a name that no class or several classes have, and for a model without classes.
     """
+    if not model.class_names:
+        raise ValueError(
+            f"{model.name} puts out features and no classes, so there is no class to explain; in Python give explain a utility "
+            "of the features, see docs/any-network.md"
+        )
     if target is None or target == "least":
         return target
     if re.fullmatch("-?[0-9]+", target):
@@ -142,29 +163,29 @@ def _explain(
     return [first] + [asked(torch.cat(list(images)), targets=likeliest[:, rank]) for rank in range(1, top)]
 
 
-def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: int) -> str:
+def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: int, options: Mapping[str, Any]) -> str:
     """The files of one picture, whose explanation is a batch of one; gives the line to say of it."""
     folder.mkdir(parents=True, exist_ok=True)
     overlays = {method: tiles[0] for method, tiles in overlay(out, [picture]).items()}
     for method, tile in overlays.items():
         tile.save(folder / f"{method}.png")
-        np.savez_compressed(
-            folder / f"{method}.npz",
-            heatmap=out.heatmaps[method][0].float().cpu().numpy(),
-            explanation=out.explanations[method][0].cpu().numpy(),
-        )
-    facts = _facts(model, out, picture, seed)
+        several = {"heatmap": out.heatmaps[method].float(), "explanation": out.explanations[method]}
+        several |= {"deviation": out.deviations[method]} if out.deviations else {}
+        np.savez_compressed(folder / f"{method}.npz", **{name: each[0].cpu().numpy() for name, each in several.items()})  # type: ignore[arg-type]
+    facts = {**_facts(model, out, picture), "seed": seed, "options": dict(options)}
     target = facts["target"]
     said = f"{picture.name}: {target['name']} ({target['index']}), probability {target['probability']:.4f}"
     title = f"{said}\n{model.name}, {out.layer}, {out.utility}"
     blank = {warning.method for warning in out.warnings if warning.reason in ("blank", "constant", "non-finite")}
     tiles = [(f"{method} ({_NOTHING})" if method in blank else method, tile) for method, tile in overlays.items()]
     sheet([("picture", model.preprocess.crop(picture)), *tiles], title).save(folder / "sheet.png")
-    (folder / "explanation.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    said_all = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    # What is no text in a file's name is escaped as JSON has it.
+    (folder / "explanation.json").write_bytes(said_all.encode(errors="backslashreplace"))
     return "\n  warning: ".join([f"{said}, layer {out.layer.name} -> {folder}", *facts["warnings"]])
 
 
-def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str, Any]:
+def _facts(model: Model, out: Explanation, picture: Path) -> dict[str, Any]:
     probabilities = out.logits[0].cpu().double().softmax(0)
 
     def one(index: int) -> dict[str, Any]:
@@ -180,13 +201,15 @@ def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str
             "layout": out.layer.layout,
             "maps": out.layer.maps,
             "positions": list(out.layer.positions),
+            "prefix": out.layer.prefix,
+            "reason": out.layer.reason,
         },
+        "device": str(out.logits.device),
         "utility": out.utility,
         "target": one(int(out.targets[0])),
         "likeliest": [one(int(index)) for index in probabilities.topk(min(5, len(probabilities))).indices],
         "methods": list(out.heatmaps),
         "preprocess": asdict(model.preprocess),
-        "seed": seed,
         "versions": {name: version(name) for name in ("shapleycam", "torch", "timm", "pillow")}
         | {"python": platform.python_version()},
         "warnings": [f"{w.method}: {w.message}" if w.method else w.message for w in out.warnings],
@@ -194,12 +217,13 @@ def _facts(model: Model, out: Explanation, picture: Path, seed: int) -> dict[str
 
 
 def folder_names(pictures: Sequence[Path]) -> list[str]:
-    """A folder name for each picture: its stem, numbered where several share it."""
-    names: dict[str, Path] = {}
+    """A folder name for each picture: its stem, numbered where several share it, on disks that do not mind case too."""
+    names: dict[str, str] = {}
     for picture in pictures:
         tried = chain([picture.stem], (f"{picture.stem}-{again}" for again in count(2)))
-        names[next(name for name in tried if name not in names)] = picture
-    return list(names)
+        name = next(name for name in tried if name.casefold() not in names)
+        names[name.casefold()] = name
+    return list(names.values())
 
 
 def _slug(name: str) -> str:

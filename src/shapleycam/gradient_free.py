@@ -18,7 +18,7 @@ FLAT = 1e-3
 
 def weighed(weights: MapWeights, maps: Maps) -> ExplanationMaps:
     """E = sum_i w_i A^i, in float32 or wider."""
-    return (weights.view(*weights.shape, *[1] * (maps.ndim - 2)) * maps).sum(1)
+    return (wide(weights).view(*weights.shape, *[1] * (maps.ndim - 2)) * wide(maps)).sum(1)
 
 
 @undisturbed
@@ -81,10 +81,10 @@ def score_cam(play: Playground) -> ExplanationMaps:
 
 @undisturbed
 def ablation_cam(play: Playground) -> ExplanationMaps:
-    """w_i = (U(A) - U(A without map i)) / U(A), Desai and Ramaswamy 2020, the map set to zero.
+    """w_i = (U(A) - U(A without map i)) / |U(A)|, Desai and Ramaswamy 2020, the map set to zero.
 
-    Where U(A) is negative the division turns the map over, as in the source; the predicted class's logit rarely is. Costs a
-    replay of the tail an image and map; the head never runs again.
+    The source divides by a logit that is positive; where U(A) is not, its sign would turn the map over. Costs a replay of the
+    tail an image and map; the head never runs again.
     """
     maps = play.maps
     b, n = maps.shape[:2]
@@ -99,7 +99,7 @@ def ablation_cam(play: Playground) -> ExplanationMaps:
 
         left.append(play.worth(play.tail.of(without), play.each.repeat(k)).view(k, b))
     full = play.full[:, None]
-    return weighed((full - torch.cat(left).T) / full, maps)
+    return weighed((full - torch.cat(left).T) / full.abs(), maps)
 
 
 def _unit(masks: Tensor) -> Tensor:

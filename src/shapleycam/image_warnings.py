@@ -18,6 +18,8 @@ GAP = 0.05
 """An efficiency gap of the path row above which its nodes count as too few."""
 SATURATED = 1e-6
 """A distance from probability 1 below which the gradient through a softmax counts as vanished."""
+DIM = 1e-12
+"""A largest share below which the heatmap's scale, see `theory.heatmap.rescale`, no longer reaches 1."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,20 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 )
             elif finite and high[image] <= 0:
                 yield ImageWarning(image, method, "blank", _blank(out, image, low[image], high[image]))
+            elif finite and high[image] < DIM:
+                yield ImageWarning(image, method, "blank", _dim(out, high[image]))
             elif finite and high[image] == low[image]:
                 yield ImageWarning(
                     image, method, "constant", f"the map has the same value, {high[image]:.3g}, at every position"
                 )
+
+
+def _dim(out: "Explanation", high: float) -> str:
+    softmax = '; utility="rest" does not saturate' if out.utility in ("post-softmax", "log-softmax") else ""
+    return (
+        f"the map is blank or dim: its largest share is {high:.3g}, so {out.utility} hardly changes with the maps of "
+        f"{out.layer.name}{softmax}"
+    )
 
 
 def _blank(out: "Explanation", image: int, low: float, high: float) -> str:

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
-from .curves import Curve, Infer, checked, probabilities, ranked
+from .curves import Curve, Share, checked, probabilities, ranked
 from .network.zoo import Model
-from .theory.axes import Heatmaps, Images, Targets, Utilities
+from .theory.axes import Heatmaps, Images, Utilities
+from .theory.utility import Utility
 
 PERCENTILES = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 EXACT = 1e-6
@@ -36,6 +37,7 @@ def road(
     percentiles: Sequence[int | float] = PERCENTILES,
     noise: float = 0.01,
     seed: int = 0,
+    utility: str | Utility = "rest",
 ) -> Utilities:
     """How much more the target's probability suffers without the hottest pixels than without the coldest, (b,) in [-0.5, 0.5].
 
@@ -44,7 +46,7 @@ def road(
 
     Parameters
     ----------
-    images, heatmaps, targets
+    images, heatmaps, targets, utility
         As in `insertion`.
     percentiles
         How many pixels of a hundred are left, each in (0, 100).
@@ -56,20 +58,17 @@ def road(
     ValueError
         When heatmaps do not lie on the images, for no percentile or one that leaves nothing or all, and as `explain`.
     """
-    infer, images, classes = checked(model, images, heatmaps, targets)
+    share, images = checked(model, images, heatmaps, targets, utility)
     if not percentiles or not all(0 < percent < 100 for percent in percentiles):
         raise ValueError(f"percentiles is {list(percentiles)}, expected one or more between 0 and 100")
-    hottest, coldest = (
-        painted(infer, images, some, classes, percentiles, noise, seed) for some in (heatmaps, -heatmaps)
-    )
+    hottest, coldest = (painted(share, images, some, percentiles, noise, seed) for some in (heatmaps, -heatmaps))
     return (coldest - hottest).mean(1) / 2
 
 
 def painted(
-    infer: Infer,
+    share: Share,
     images: Images,
     heatmaps: Heatmaps,
-    targets: Targets,
     percentiles: Sequence[int | float] = PERCENTILES,
     noise: float = 0.01,
     seed: int = 0,
@@ -86,7 +85,7 @@ def painted(
         missing = hottest[image] < gone[step, None, None]
         return imputed(images[image], missing) + grain * missing[:, None]
 
-    return probabilities(infer, version, targets, len(percentiles), images[0].numel())
+    return probabilities(share, version, images, len(percentiles))
 
 
 def imputed(images: Images, missing: Bool[Tensor, "b H W"]) -> Images:

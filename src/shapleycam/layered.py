@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .network.arguments import check_images
 from .network.inputs import Inputs, Output, as_inputs
+from .network.preprocess import Preprocess
 from .network.suggest import Suggestion, suggest
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Logits, Targets
@@ -43,6 +44,11 @@ class Layered:
                 "the layers' maps have several sizes and cannot be laid on the image, so they cannot be joined; see `layers`"
             )
         return {name: [each[name] for each in every] for name in every[0]}
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """How the model's pictures were made images."""
+        return next(iter(self.layers.values())).preprocess
 
     @property
     def targets(self) -> Targets:

@@ -18,7 +18,7 @@ from .theory.axes import ExplanationMaps, Logits
 from .theory.crg import quadrature
 
 INCOMPLETE = 1e-3
-"""Share of the contributions' sizes by which their sum may miss U(A) - U(0)."""
+"""Share of the contributions' sizes by which their sum may miss U(A) - U(0), or what half precision leaves."""
 NODES = 64
 
 
@@ -65,11 +65,13 @@ def lift_weights(play: Playground) -> MapWeights:
         shares = DeepLift(tail).attribute(maps, torch.zeros_like(maps)).detach().flatten(2)
     earned = play.worth(full, play.each) - play.worth(empty, play.each)
     missed = (shares.sum((1, 2)) - earned).abs()
-    if bool((missed > INCOMPLETE * shares.abs().sum((1, 2)).clamp(min=1e-6)).any()):
+    exact = max(INCOMPLETE, 8 * torch.finfo(maps.dtype).eps)
+    if bool((missed > exact * shares.abs().sum((1, 2)).clamp(min=1e-6)).any()):
         raise ValueError(
             f"DeepLIFT's contributions behind layer {play.forward.layer.name!r} miss U(A) - U(0) by up to "
             f"{float(missed.max()):.2g}: the tail multiplies what it computes, as attention and gates do, for which the "
-            "rescale rule is not made; name a layer behind that, or use AblationCAM"
+            "rescale rule is not made, or pools maxima behind padding, where it is not exact; name a layer behind that, or "
+            "use AblationCAM"
         )
     weights: Tensor = shares.sum(2)
     return weights

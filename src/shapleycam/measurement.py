@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .batch import Explanation, expand_images, explained, explanations_of, ingredients_of
-from .network.arguments import cut_network, opposite, resolve_keys, resolve_utility
+from .network.arguments import check_pictures, cut_network, opposite, resolve_keys, resolve_utility
 from .network.cut import CutNetwork
 from .network.expand import expand
 from .network.inputs import Output
@@ -24,7 +24,7 @@ from .theory.agreement import pearson
 from .theory.axes import Images, Maps, Targets, Utilities
 from .theory.baselines import BASELINES
 from .theory.cams import resolve_names
-from .theory.utility import Utility, probability
+from .theory.utility import Utility
 
 Scores = Float[Tensor, "b m"]
 
@@ -37,7 +37,8 @@ class Measurements:
     """The names of the columns."""
     targets: Targets
     full: Utilities
-    """The target's probability on the image, (b,)."""
+    """The target's probability on the image, (b,): by the softmax, or for "rest-sigmoid" and its kin by the sigmoid, of the side
+    that is explained."""
     kept: Scores
     """The same on the explanation map x * H."""
     deleted: Scores
@@ -136,6 +137,7 @@ def measure(
             f"images is a {type(images).__name__}, expected a tensor: measuring masks images, and nothing else"
         )
     names = resolve_names(methods, (*SEARCHES, *BASELINES))
+    check_pictures(model, images)
     behind, asked = background(model, masking), resolve_metrics(metrics)
     maps = [name for name in names if name not in BASELINES]
     cut = cut_network(model, layer, layout, images, output)
@@ -152,7 +154,7 @@ def measure(
         (progress, budget),
     )  # fmt: skip
     kept, deleted, coherency, complexity, *others = scoring.table().mT
-    full = probability(out.logits, out.targets)
+    full = scoring.share(out.logits, torch.arange(len(images), device=out.targets.device))
 
     def column(known: Mapping[str, Utilities]) -> Scores:
         return torch.stack([known.get(name, torch.ones_like(full)) for name in names], 1)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .faithfulness import Fidelity, fidelity
-from .gallery import find_target, folder_names
+from .gallery import check_folder, find_target, folder_names
 from .network.pictures import PictureError
 from .network.zoo import Model
 from .network_game import Game, interactions
@@ -64,6 +64,7 @@ def play_pictures(
         When `out` cannot be written.
     """
     wanted = find_target(model, target)
+    check_folder(out)
     for picture, name in zip(pictures, folder_names(pictures), strict=True):
         try:
             images = model.images(picture)

@@ -11,7 +11,7 @@ from time import monotonic
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from .bench.allocator import keep_freed
 from .bench.configuration import Configuration, Machine
@@ -20,7 +20,6 @@ from .bench.planned import Plan, plan
 from .bench.ranks import Rank, rank
 from .bench.run import NAMED, Step, measured
 
-_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 EVERY = 30.0
 """Seconds between lines in a log."""
 WIDE = 110
@@ -81,7 +80,7 @@ def _engine(planned: Plan, me: Rank | None) -> Generator[Step, None, None]:
         from .bench.cluster import measured_on_ray
 
         return measured_on_ray(planned)
-    return measured(planned, f"rank {me.number}" if me else "")
+    return measured(planned, f"rank {me.number}" if me else "", watched=me is None or me.number == 0)
 
 
 def _say(console: Console, line: str) -> None:
@@ -102,31 +101,6 @@ def _conclusion(planned: Plan, stopped: int) -> int:
     if planned.machine.engine == "torchrun" and not missing:
         return 0  # torchrun would start all ranks again
     return 128 + stopped if stopped and missing else int(errors > 0 or missing > 0)
-
-
-@contextmanager
-def explaining(pictures: int, slow: bool) -> Iterator[tuple[Callable[[], None], Callable[[int, int], None] | None]]:
-    """A bar of pictures, where there are more than a few, and under it one of what a slow method has done; on a terminal."""
-    keep_freed()
-    console = Console(stderr=True)
-    hidden = not console.is_terminal or (pictures <= 4 and not slow)
-    with Progress(*_COLUMNS, console=console, disable=hidden, transient=True) as progress:
-        task = progress.add_task("pictures", total=pictures)
-        inner = progress.add_task("passes", total=None, visible=slow)
-        yield (
-            lambda: progress.advance(task),
-            (lambda done, all_: progress.update(inner, completed=done, total=all_)) if slow else None,
-        )
-
-
-@contextmanager
-def coalitions(budget: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar of the coalitions played of one picture, on a terminal; gives what is to be told of them."""
-    keep_freed()
-    console = Console(stderr=True)
-    with Progress(*_COLUMNS, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("coalitions", total=budget)
-        yield lambda played, most: progress.update(task, completed=played, total=most)
 
 
 class Standing:

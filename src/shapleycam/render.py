@@ -8,25 +8,27 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .batch import Explanation
-from .network.pictures import Picture, read_picture
+from .layered import Layered
+from .network.pictures import KINDS, Picture, read_picture
 
 COLOURS = "inferno"
 """matplotlib's perceptually uniform map, black over violet and orange to light yellow."""
 
 
 def overlay(
-    out: Explanation, pictures: Sequence[Picture], *, opacity: float = 0.5, colours: str = COLOURS
+    out: Explanation | Layered, pictures: Picture | Sequence[Picture], *, opacity: float = 0.5, colours: str = COLOURS
 ) -> dict[str, list[Image.Image]]:
     """For each method the pictures under their heatmaps, as the network saw them: (H, W) RGB, one a picture.
 
-    `pictures` are those that `model.preprocess` was given. For a module of one's own they must have the proportions of its
-    images, and are resized to them.
+    `pictures` are those that `model.preprocess` was given, or one; of several layers the mean is laid on them. For a module of
+    one's own they must have the proportions of its images, and are resized to them.
 
     Raises
     ------
     ValueError
         When there are not as many pictures as images, a picture has other proportions, or opacity is not in [0, 1].
     """
+    pictures = [pictures] if isinstance(pictures, KINDS) else pictures
     if len(pictures) != len(out.targets):
         raise ValueError(f"got {len(pictures)} pictures for the {len(out.targets)} images that were explained")
     if not 0 <= opacity <= 1:
@@ -73,7 +75,7 @@ def sheet(tiles: Sequence[tuple[str, Image.Image]], title: str = "", columns: in
     return page
 
 
-def _seen(out: Explanation, picture: Picture, size: tuple[int, int]) -> Image.Image:
+def _seen(out: Explanation | Layered, picture: Picture, size: tuple[int, int]) -> Image.Image:
     if out.preprocess is not None:
         return out.preprocess.crop(picture)
     upright = read_picture(picture)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .batch import Explanation
 from .explanation import explain
+from .network.arguments import resolve_utility
 from .network.cut import CutNetwork
 from .network.inputs import Output
 from .network.layout import Axes, Layout
@@ -20,7 +21,7 @@ from .network.weights import randomise
 from .network.zoo import Model
 from .theory.agreement import spearman
 from .theory.axes import Images, Utilities
-from .theory.utility import Utility
+from .theory.utility import Utility, fixed
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def outlasting(
         return {}
     out = explain(
         other, images, methods=names, layer=layer.name, layout=layer.as_layout, output=output, targets=trained.targets,
-        utility=utility, seed=seed, keys=keys, budget=budget,
+        utility=fixed(resolve_utility(utility)[1], trained.logits, trained.targets),  # the random network is asked the same
+        seed=seed, keys=keys, budget=budget,
     )  # fmt: skip
     return {name: spearman(*(each.heatmaps[name].flatten(1) for each in (trained, out))) for name in names}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Literal
 
@@ -16,14 +17,14 @@ from .network.cut import CutNetwork
 from .network.zoo import Model
 from .playground import Progress
 from .theory import metrics
-from .theory.axes import Heatmaps, Images, Targets, Utilities
+from .theory.axes import Heatmaps, Images, Logits, Targets, Utilities
 from .theory.baselines import BASELINES
 from .theory.cams import nearest
 from .theory.heatmap import heatmap, rescale
-from .theory.utility import Utility, probability
+from .theory.utility import Utility, confidence, fixed
 
 Masking = Literal["normalised", "raw"]
-Metric = Callable[[nn.Module, Images, Heatmaps, Targets], Utilities]
+Metric = Callable[..., Utilities]
 EQUAL = 1e-6
 """Heatmaps that differ by no more than this are measured once."""
 CLOSE = 1e-3
@@ -90,6 +91,11 @@ class Scoring:
     searching: tuple[Progress | None, int | None] = (None, None)
     """Progress and budget of what is in `SEARCHES`."""
 
+    @cached_property
+    def share(self) -> Callable[[Logits, Int64[Tensor, " k"]], Utilities]:
+        """The targets' probabilities of logits (k, c) of the images at k places."""
+        return confidence(self.utility, self.out.logits, self.out.targets)
+
     @property
     def size(self) -> tuple[int, int]:
         return self.images.shape[-2], self.images.shape[-1]
@@ -109,9 +115,9 @@ class Scoring:
         whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
         kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
-        deleted = probability(self.infer(masked(images, 1 - maps, self.background)), targets)
+        deleted = self.share(self.infer(masked(images, 1 - maps, self.background)), place)
         with torch.autocast(images.device.type, enabled=False):
-            more = [metric(_Plain(self.plain), images, maps, targets) for metric in self.more]
+            more = [metric(_Plain(self.plain), images, maps, targets, utility=self.utility) for metric in self.more]
         return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps), *more])
 
     def _explain_again(
@@ -119,13 +125,14 @@ class Scoring:
     ) -> tuple[Utilities, Heatmaps]:
         """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
         names = [name for i in which.unique().tolist() if (name := self.names[i]) not in BASELINES]
-        keys, utility = (lambda: self.keys()[place]), self.utility
+        keys = lambda: self.keys()[place]  # noqa: E731
+        utility = fixed(self.utility, self.out.logits[place], targets)  # which asks what was asked of the whole image
         forward, _, expansion = expand_images(self.cut, kept, names, targets, utility, keys, self.seed, stream=1)
         found = explanations_of(
             self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion, *self.searching
         )
         again = self._each_by_its_method(which, found.__getitem__)
-        return probability(forward.logits.detach(), targets), again
+        return self.share(forward.logits.detach(), place), again
 
     def _each_by_its_method(self, which: Tensor, explain: Callable[[str], Tensor]) -> Heatmaps:
         """Heatmaps of k pairs in the order of their methods, each by its own; a baseline's is always the same."""

@@ -56,7 +56,7 @@ SEARCHES: Mapping[str, Search] = MappingProxyType(
             Search("ScoreCAM", "Algorithm 1 of its source", "Wang et al. 2020", "n forward passes", score_cam),
             Search(
                 "AblationCAM",
-                "w_i = (U(A) - U(A without map i)) / U(A)",
+                "w_i = (U(A) - U(A without map i)) / |U(A)|",
                 "Desai and Ramaswamy 2020",
                 "n passes over the tail",
                 ablation_cam,

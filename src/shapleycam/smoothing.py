@@ -23,7 +23,7 @@ class Smoothed:
     mean: Mapping[str, ExplanationMaps]
     """As Smilkov et al. 2017, of E instead of the gradient."""
     deviation: Mapping[str, ExplanationMaps]
-    """Standard deviation over the samples; over sqrt(samples) it is the mean's standard error."""
+    """Standard deviation over the samples; over sqrt(samples - 1) it is the mean's standard error."""
 
 
 @torch.inference_mode(False)

@@ -299,3 +299,35 @@ def test_what_another_that_ends_just_now_writes_of_the_run_is_left_to_it(tmp_pat
     places.write_whole(begun, b"half")
     Claims(tmp_path).sweep()
     assert begun.exists()
+
+
+def test_a_claim_whose_answer_was_lost_on_the_way_is_known_as_ones_own(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = claims.create
+    monkeypatch.setattr(claims, "create", lambda path, data: real(path, data) and False)
+    with closing(Claims(run)) as mine:
+        assert list(mine.each(UNITS[:2], nothing)) == list(UNITS[:2])
+        mine.release(UNITS[0])
+    assert [each for each in places.files(run) if "claims" in each.parts] == []
+
+
+def test_a_store_that_is_away_is_nobodys_death_and_stops_nobody(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Claims(run)
+    assert first.take(UNITS[0])
+    now = [0.0]
+    second = Claims(run, clock=lambda: now[0])
+
+    def away(*given: Any, **named: Any) -> Any:
+        raise TimeoutError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(claims.json, "loads", away)
+        patched.setattr(second, "others", away)
+        now[0] = 100.0
+        assert not second.take(UNITS[0])
+        assert list(second.news()) == []
+    assert (run / "workers" / f"{first.me.id}.json").exists()
+    first.close()
+    assert second.take(UNITS[0])
+    second.close()

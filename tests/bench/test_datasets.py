@@ -4,10 +4,12 @@ import os
 import tarfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from upath import UPath
 
 from shapleycam.bench.datasets import checksum, find_pictures
 from shapleycam.network.pictures import read_picture
@@ -184,3 +186,14 @@ def test_pictures_that_a_file_does_not_name_keep_their_labels(tmp_path: Path) ->
     tree(tmp_path / "of", "n01440764/a.png", "n01440764/b.png")
     given = wrote(tmp_path / "labels.csv", "name,label\nb.png,n02123045\n")
     assert list(found(tmp_path / "of", given).values()) == ["n01440764", "n02123045"]
+
+
+def test_a_picture_in_a_stores_tar_is_fetched_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "a.png")
+    far: Any = UPath(f"memory://{tmp_path.name}/some.tar")
+    far.write_bytes((tmp_path / "some.tar").read_bytes())
+    (item,) = find_pictures(far)
+    monkeypatch.setattr(type(far), "open", None)  # opened, it is read by blocks of 50 MiB
+    assert item.open() == (tmp_path / "a.png").read_bytes()

@@ -16,8 +16,10 @@ from unittest.mock import Mock
 import pyarrow as pa
 import pytest
 
+from shapleycam.bench import cluster
 from shapleycam.bench.batches import Job, Read, _read, rows_of
 from shapleycam.bench.cluster import _Measurer
+from shapleycam.bench.configuration import Machine
 from shapleycam.bench.datasets import Item
 from shapleycam.bench.loaded import Loaded
 from shapleycam.bench.places import files, locate, write_whole
@@ -302,3 +304,16 @@ def test_a_store_that_cannot_be_reached_is_said_in_a_line(bench: Bench) -> None:
     assert said.splitlines()[-1].startswith("shapleycam: ")
     assert "http://127.0.0.1:9" in said
     assert "Traceback" not in said
+
+
+def test_rays_driver_keeps_its_own_handler_of_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**given: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init replaces it
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with cluster._connected(Machine()):
+        assert signal.getsignal(signal.SIGTERM) == before

@@ -59,8 +59,9 @@ def test_a_store_that_is_busy_with_the_same_file_has_not_made_it(monkeypatch: py
 
         monkeypatch.setattr(file.fs, "pipe_file", pipe)
 
-    refusing("ConditionalRequestConflict")
-    assert not create(file, b"me")
+    for known in ("ConditionalRequestConflict", "PreconditionFailed", "412"):  # not all stores say which condition
+        refusing(known)
+        assert not create(file, b"me")
     refusing("AccessDenied")
     with pytest.raises(OSError, match="conflict"):
         create(file, b"me")
@@ -108,3 +109,24 @@ def test_urls_that_nothing_can_reach_are_refused(url: str, words: str, monkeypat
     monkeypatch.setattr(places, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=words):
         locate(url)
+
+
+def test_names_in_a_folder_are_as_last_seen_while_its_store_does_not_answer(
+    folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    listed = places.listings(1.0, lambda: now[0])
+    write_whole(folder / "x", b"1")
+    assert listed(folder) == {"x"}
+
+    def away(*given: Any) -> Any:
+        raise ConnectionError("no answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(places, "files", away)
+        now[0] = 5.0
+        assert listed(folder) == {"x"}
+        assert listed(folder / "never seen") == set()
+    write_whole(folder / "y", b"1")
+    now[0] = 10.0
+    assert listed(folder) == {"x", "y"}

@@ -190,3 +190,10 @@ def test_report_needs_no_torch_and_no_network(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{tmp_path / 'r.html'}\n")
     assert (tmp_path / "r.html").is_file()
+
+
+def test_a_picture_that_its_store_does_not_give_is_left_out() -> None:
+    def gone() -> bytes:
+        raise FileNotFoundError("a.png")
+
+    assert _view(Item("a.png", None, gone), None) is None

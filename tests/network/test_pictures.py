@@ -1,14 +1,16 @@
 """Pictures of every kind, made up here: what is read, checked pixel by pixel, and what is refused, by its words."""
 
 import inspect
+import os
 import struct
 import sys
 import warnings
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 from time import sleep
 from typing import IO, Literal
 
@@ -603,3 +605,19 @@ def test_a_picture_is_called_by_its_file_where_that_is_known(tmp_path: Path) -> 
         assert label(picture) == repr(str(path))
     assert label(Image.new("L", (1, 1))) == "the PIL image"
     assert label(noise(2, 3)) == "the array of shape (2, 3)"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            pipe.write_bytes(b"x")
+
+    writer = Thread(target=write, daemon=True)
+    writer.start()
+    with pytest.raises(PictureError, match="it can be read only once, as a pipe; write it to a file first"):
+        read_picture(pipe)
+    writer.join(10)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -621,3 +622,23 @@ def test_the_hash_of_weights_changes_with_a_single_bit_or_name(resnet18: Model) 
     name = {"first" if key == "conv1.weight" else key: tensor for key, tensor in state.items()}
     assert hashed(dict(state)) == hashed(state)
     assert len({hashed(each) for each in (state, bit, name)}) == 3
+
+
+@pytest.mark.large
+def test_a_file_of_googlenets_weights_is_fed_as_the_published_ones_are(tmp_path: Path) -> None:
+    """torchvision's own loading turns its input into what it was trained on, which a bare network leaves out."""
+    save_file(load_model("torchvision/googlenet", weights="random").module.state_dict(), tmp_path / "w.safetensors")
+    assert load_model("torchvision/googlenet", weights=tmp_path / "w.safetensors").module.transform_input is True
+
+
+def test_densenets_file_under_its_older_names_fits(tmp_path: Path) -> None:
+    own = load_model("torchvision/densenet121", weights="random").module.state_dict()
+    older = {
+        re.sub(r"(denselayer\d+\.)(norm|conv)([12])", r"\1\2.\3", name): tensor
+        for name, tensor in own.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, tmp_path / "densenet121-a639ec97.pth")
+    found = load_model("torchvision/densenet121", weights=tmp_path / "densenet121-a639ec97.pth").module.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in own.items())

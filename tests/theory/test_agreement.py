@@ -92,3 +92,10 @@ def test_deviation_is_the_spread_of_the_score_over_redrawn_references():
     assert found[1].item() == pytest.approx(5 / 2**2 * 0.02, rel=0.15)  # the slope of 5 / phi - 1
     assert torch.equal(found, deviation(relative_error, given_, reference, seed=0))
     assert not torch.equal(found, deviation(relative_error, given_, reference, seed=1))
+
+
+def test_ranks_of_half_precision_go_beyond_its_largest_number():
+    values = torch.arange(70_000).remainder(1024).to(torch.float16)
+    found = ranks(values)
+    assert found.dtype == torch.float32
+    assert found.max() == ranks(values.float()).max()

@@ -1,8 +1,10 @@
 """The batches of a part: which pictures are left, decoded ahead of the network, and the rows that they give."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,17 +15,20 @@ from ..faithfulness import Fidelity, fidelity
 from ..measurement import Measurements, measure
 from ..network.pictures import PictureError, pixels
 from ..network.zoo import Model
+from ..searches import SEARCHES
 from ..theory.cams import METHODS
 from . import store
 from .datasets import Item
 from .loaded import Loaded
-from .places import Place, passes
+from .places import passes, store_errors
 from .planned import Plan
 from .rows import failed_rows, measured_rows
 from .store import Unit
 
 AHEAD = 2
 """Batches that are decoded ahead of the one that the network sees."""
+PROBES = 16
+"""Pictures, from all over the run, one of which must be there where none of a batch could be read."""
 Read: TypeAlias = Tensor | PictureError
 
 
@@ -71,19 +76,30 @@ def _read(item: Item, crop: Callable[[Any], Any]) -> Read:
     try:
         return pixels(crop(item.open()))
     except PictureError as error:
+        if isinstance(error.__cause__, OSError) and passes(error.__cause__):  # nothing that the picture is to blame for
+            raise error.__cause__ from error
         return error
     except OSError as error:
-        if passes(error):  # nothing that the picture is to blame for
+        if passes(error):
             raise
         return PictureError(f"{item.name} cannot be read: {error}")
 
 
-def _refuse_lost(source: Place | None) -> None:
-    """Pictures that are all gone are no rows: a folder is not mounted, say, and will be again."""
-    if source is not None and not source.exists():
+def _refuse_lost(plan: Plan, none_read: bool) -> None:
+    """Pictures that are all gone are no rows: a folder is not mounted, say, or a token has expired."""
+    apart = max(1, len(plan.items) // PROBES)
+    gone = plan.source is not None and not plan.source.exists()
+    if gone or (none_read and not any(map(_there, plan.items[::apart]))):
         raise FileNotFoundError(
-            f"the pictures are no longer at {str(source)!r}; bring them back, the same command again goes on from there"
+            f"the pictures are no longer at {str(plan.source)!r}; bring them back, the same command again goes on from there"
         )
+
+
+def _there(item: Item) -> bool:
+    with suppress(OSError, *store_errors()):
+        opened = item.open()
+        return isinstance(opened, bytes) or os.access(opened, os.R_OK)
+    return False
 
 
 def rows_of(plan: Plan, loaded: Loaded, labels: dict[str, int | None], job: Job, reads: list[Read]) -> pa.Table:
@@ -100,7 +116,7 @@ def rows_of(plan: Plan, loaded: Loaded, labels: dict[str, int | None], job: Job,
         else:
             good.append((item, read))
     if bad:
-        _refuse_lost(plan.source)
+        _refuse_lost(plan, none_read=not any(isinstance(read, Tensor) for read in reads))
     tables = [failed_rows(unit, [(item.name, labels[item.name], reason) for item, reason in bad])]
     if good:
         names = [item.name for item, _ in good]
@@ -138,11 +154,11 @@ def _fidelities(
     c = plan.configuration
     return [
         fidelity(
-            loaded.model, images, methods=tuple(each.out.explanations), layer=each.out.layer.name, targets=each.targets,
+            loaded.model, images, methods=methods, layer=each.out.layer.name, targets=each.targets,
             layout=each.out.layer.layout, utility=unit.utility, budget=c.fidelity, seed=c.seed, keys=names,
         )
         for each in found
-        if each.out.explanations
+        if (methods := tuple(name for name in each.out.explanations if name not in SEARCHES or SEARCHES[name].place == "layer"))
     ]  # fmt: skip
 
 

@@ -22,13 +22,15 @@ from .places import (
     host,
     listings,
     passes,
+    patient,
     prune,
     remove,
     store_errors,
     sweep,
     write_whole,
-)
+)  # fmt: skip
 from .store import Unit
+from .worker import Worker
 
 BEAT = 10.0
 """Seconds between two signs of life."""
@@ -36,23 +38,6 @@ EXPIRY = 60.0
 """Seconds without one after which a process of another machine is taken for dead."""
 POLL = 1.0
 """Seconds between two looks at what others do, where there is nothing else to do."""
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What a process says of itself in the run's folder."""
-
-    id: str
-    name: str
-    """Its rank, or its machine and process."""
-    alone: bool = False
-    """Whether it deals out the parts itself, so that no other may take any."""
-    shard: str = "1/1"
-    """Which share of the parts it does."""
-    beat: int = 0
-    pictures: int = 0
-    """Measured since it was started."""
-    problems: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,17 +123,18 @@ class Claims:
         while True:
             file = folder / f"{unit.part:05d}-{len(tried)}"
             tried.append(file)
-            try:
+            mine = True
+            with patient():  # two that do the same part write the same rows
                 mine = create(file, self.me.id.encode())
-            except Exception as error:
-                if not passes(error):
-                    raise
-                mine = True  # two that do the same part write the same rows
             if mine:
                 self._held[unit] = tried
                 return True
             self._owners.pop(file, None)
-            if (owner := self._owner(file)) is None or self._lives(owner):  # None: it has just been done
+            owner = self._owner(file)
+            if owner == self.me.id:  # a store's answer was lost, and its client asked again
+                self._held[unit] = tried
+                return True
+            if owner is None or self._lives(owner):  # None: it has just been done
                 return False
 
     def release(self, unit: Unit) -> None:
@@ -181,10 +167,11 @@ class Claims:
         if self._clock() - self._looked < max(BEAT, len(self._told) / 2):
             return
         self._looked = self._clock()
-        for worker in filter(self.shares, self.others()):
-            told = self._told.get(worker.id, Worker("", ""))
-            self._told[worker.id] = worker
-            yield worker.name, worker.pictures - told.pictures, worker.problems - told.problems
+        with patient():
+            for worker in filter(self.shares, self.others()):
+                told = self._told.get(worker.id, Worker("", ""))
+                self._told[worker.id] = worker
+                yield worker.name, worker.pictures - told.pictures, worker.problems - told.problems
 
     def close(self) -> None:
         """Release all, and leave."""
@@ -267,6 +254,11 @@ class Claims:
             return Worker(**json.loads(self._file(id).read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
+        except Exception as error:
+            if not passes(error):
+                raise
+            known = self._seen.get(id)  # while a store is away nobody's beats stand still
+            return replace(known.worker if known else Worker(id, id), beat=-1)
 
     def _file(self, id: str) -> Place:
         return self.run / "workers" / f"{id}.json"

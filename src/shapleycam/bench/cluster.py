@@ -5,6 +5,7 @@ An actor or a node that is killed costs the parts that it was at: Ray gives them
 
 import logging
 import os
+import signal
 import time
 import traceback
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -94,8 +95,7 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     try:
         while True:
             found, told = parts.next(), _told(board)
-            if found or told:
-                since = time.monotonic()
+            since = time.monotonic() if found or told else since
             for unit, data in found:
                 writer.part(unit, data, True)
                 yield Step(unit, 0, (writer.problem,) if writer.problem else ())
@@ -221,7 +221,6 @@ class _Measurer:
 
 
 def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], board: Any) -> Any:
-    import ray
     import ray.data
 
     machine = plan.machine
@@ -261,12 +260,13 @@ def _connected(machine: Machine) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # or what still runs at the end begins another cluster
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of its own doings as errors
-    import ray
     import ray.data
 
+    asked = signal.getsignal(signal.SIGTERM)
     ray.init(address=machine.address, log_to_driver=False, logging_level=logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    with suppress(ValueError):  # not in the main thread, where alone there are handlers: whoever set one keeps it
+        signal.signal(signal.SIGTERM, asked)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield

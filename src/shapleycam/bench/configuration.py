@@ -109,6 +109,8 @@ class Machine:
             raise ValueError(f"batch is {self.batch!r}, expected auto or a number of pictures, at least 1")
         if self.engine not in ("local", "torchrun", "ray"):
             raise ValueError(f"engine is {self.engine!r}, expected local or torchrun or ray")
+        if self.engine == "ray" and self.device.startswith("cuda:"):
+            raise ValueError(f"device is {self.device!r}, expected cuda or cpu: Ray gives each actor a GPU of its own")
         if self.actors < 1:
             raise ValueError(f"actors is {self.actors}, expected a number of processes, at least 1")
         if not self.stall > 0:

@@ -112,8 +112,7 @@ def _identifier(name: PurePosixPath) -> Label | None:
 
 
 def _is_tar(file: Place) -> bool:
-    with file.open("rb") as opened:
-        head = opened.read(512)
+    head = _bytes(file, 0, 512)
     if head[:2] in (b"\x1f\x8b", b"BZ") or head[:6] == b"\xfd7zXZ\x00" or head[:4] == b"\x28\xb5\x2f\xfd":
         raise ValueError(
             f"{str(file)!r} is compressed, so pictures in it cannot be reached one by one; unpack it to a .tar"
@@ -138,6 +137,8 @@ def _tar(file: Place) -> tuple[Item, ...]:
 
 
 def _bytes(file: Place, start: int, size: int) -> bytes:
+    if not isinstance(file, Path):  # opened, a store's file is read by blocks of 50 MiB
+        return bytes(file.fs.cat_file(file.path, start=start, end=start + size))
     with file.open("rb") as opened:
         opened.seek(start)
         return opened.read(size)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,10 @@ from ..measurement import measure
 from ..network.zoo import ZOO
 from ..searches import SEARCHES
 from .configuration import Configuration, Machine
+from .datasets import find_pictures
 from .loaded import Loaded, load, seconds_of_pass
 from .places import Place
-from .planned import count_pictures, method_names
+from .planned import method_names
 from .store import OK, SCHEMA, Footer, pack, part_bytes
 
 METRICS = {"insertion": 102, "deletion": 102, "road": 19}
@@ -108,3 +110,9 @@ def _row_bytes(positions: int, rows: int = 640) -> float:
     blank = [None] * rows
     table = pa.table({each.name: pa.array(columns.get(each.name, blank), each.type) for each in SCHEMA}, schema=SCHEMA)
     return len(part_bytes(table, Footer("x" * 64, "x" * 64, True, rows, 0))) / rows
+
+
+def count_pictures(source: Place, labels: Path | None) -> int:
+    """The number of pictures; `source` may be that number."""
+    number = str(source).isdecimal() and not source.exists()
+    return int(str(source)) if number else len(find_pictures(source, labels))

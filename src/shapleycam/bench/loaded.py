@@ -58,6 +58,11 @@ class Loaded:
         """The same images in the memory format."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
+    def noise(self) -> Tensor:
+        """An image on which no map is flat, to try things with."""
+        blank = self.blank(1)
+        return torch.randn(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+
     def blank(self, pictures: int) -> Tensor:
         """Images to try things with."""
         return self.formatted(torch.zeros(pictures, 3, *self.model.input_size, dtype=self.dtype, device=self.device))
@@ -91,6 +96,23 @@ def load(name: str, configuration: Configuration, machine: Machine, channels_las
         chosen = _faster_last(loaded)
     loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
     return there(replace(loaded, channels_last=chosen, seed=configuration.seed), machine.device, configuration.compile)
+
+
+def tried_on(machine: Machine) -> Machine:
+    """Where models are tried before a run begins: on the CPU, where the driver of Ray has no GPU as its actors have.
+
+    Raises
+    ------
+    ValueError
+        When the batch is to be found out there.
+    """
+    if machine.engine != "ray" or not machine.device.startswith("cuda") or torch.cuda.is_available():
+        return machine
+    if machine.batch == "auto":
+        raise ValueError(
+            "this driver has no GPU to find a batch on for those of the actors; name one, such as --batch 32"
+        )
+    return replace(machine, device="cpu")
 
 
 def there(loaded: Loaded, device: str, compile: bool) -> Loaded:

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -71,12 +71,17 @@ def _walked(folder: Path, links: bool) -> Iterator[tuple[str, list[str]]]:
 
 
 def listings(age: float, clock: Callable[[], float]) -> Callable[[Place], frozenset[str]]:
-    """Gives the names in a folder, as they were at most `age` seconds ago; what is half written is none of them."""
+    """Gives the names in a folder, as they were at most `age` seconds ago; what is half written is none of them.
+
+    While a store does not answer they are as they were last seen.
+    """
     known: dict[Place, tuple[float, frozenset[str]]] = {}
 
     def listed(folder: Place) -> frozenset[str]:
         if clock() - known.get(folder, (-math.inf,))[0] > age:
-            names = frozenset(str(name) for name in files(folder) if _TEMPORARY not in name.name)
+            names = known.get(folder, (0.0, frozenset[str]()))[1]
+            with patient():
+                names = frozenset(str(name) for name in files(folder) if _TEMPORARY not in name.name)
             known[folder] = clock(), names
         return known[folder][1]
 
@@ -195,11 +200,21 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def passes(error: Exception) -> bool:
-    """Whether what failed may work later: no room, or a store or a network that does not answer."""
-    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-    busy = errno.EBUSY, getattr(errno, "EREMOTEIO", -1)  # s3fs, of a store's 503 and 500
+    """Whether what failed may work later: no room, no file handles, or a store or a network that does not answer."""
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE
+    busy = errno.EBUSY, errno.ESTALE, getattr(errno, "EREMOTEIO", -1)  # the last: s3fs, of a store's 503 and 500
     passing = isinstance(error, OSError) and error.errno in (*full, *busy)
     return passing or isinstance(error, (TimeoutError, ConnectionError, *store_errors()))
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Passes over what may work later."""
+    try:
+        yield
+    except Exception as error:
+        if not passes(error):
+            raise
 
 
 def alive(process: int) -> bool:
@@ -214,9 +229,12 @@ def alive(process: int) -> bool:
 
 
 def _conflict(error: OSError) -> bool:
-    """Whether S3 refuses to create a file because another request for it is under way (409), as its manual has it."""
+    """Whether S3 refuses to create a file because another request for it is under way (409), as its manual has it.
+
+    Or because it is there (412), from stores that do not say which condition that breaks, so that s3fs does not know.
+    """
     response = getattr(error.__cause__, "response", None) or {}
-    return bool(response.get("Error", {}).get("Code") == "ConditionalRequestConflict")
+    return response.get("Error", {}).get("Code") in ("ConditionalRequestConflict", "PreconditionFailed", "412")
 
 
 def _write(path: Path, data: bytes) -> None:

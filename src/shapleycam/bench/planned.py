@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from itertools import product
-from pathlib import Path
 from typing import Any
 
+from ..explanation import explain
 from ..measurement import measure
 from ..network.arguments import resolve_utility
 from ..scoring import resolve_metrics
@@ -19,13 +19,15 @@ from ..theory.cams import resolve_names
 from . import store
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
-from .loaded import Loaded, choose_batch, class_index, load
+from .loaded import Loaded, choose_batch, class_index, load, tried_on
 from .places import Place, files, sweep
 from .published import overwriting_layer
 from .store import Footer, Unit
 
 READERS = 16
 """Footers that are read at once."""
+CHOOSY = ("CAM", "LIFT-CAM")
+"""Methods that refuse some layers, of which a run is to know before it begins."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Plan:
         if unit in self._complete:
             return self._complete[unit]
         footer = store.read_footer(unit.path(self.run))
-        if footer is None or footer.configuration != self.facts["hash"]:
+        mine = self.facts["hash"], self.facts["weights"][unit.model]["sha256"]
+        if footer is None or (footer.configuration, footer.weights) != mine:
             return None
         if footer.complete:
             self._complete[unit] = footer
@@ -146,6 +149,8 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
     resolve_metrics(configuration.metrics)
     names = method_names(configuration)
     _refuse_unused(configuration, machine)
+    if machine.engine == "ray":  # its actors run in other folders
+        source = source.absolute()
     items = find_pictures(source, configuration.labels)
     if configuration.targets == "label" and all(item.label is None for item in items):
         raise ValueError("targets is label, but no picture has one; give a file of them with labels (--labels FILE)")
@@ -154,7 +159,7 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
         raise FileExistsError(f"{str(run)!r} is a file; name a folder for the run, it is made if need be")
     if not (run / "run.json").exists():
         _refuse_foreign(run)
-        begun = _begin(source, items, wanted, configuration, machine)
+        begun = _begin(source, items, wanted, configuration, machine, names)
         facts = store.begin(run, begun)
     else:
         facts = store.read_configuration(run)
@@ -165,12 +170,6 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
         )
     sweep(run)
     return Plan(run, items, configuration, machine, facts, source)
-
-
-def count_pictures(source: Place, labels: Path | None) -> int:
-    """The number of pictures; `source` may be that number."""
-    number = str(source).isdecimal() and not source.exists()
-    return int(str(source)) if number else len(find_pictures(source, labels))
 
 
 def method_names(configuration: Configuration) -> tuple[str, ...]:
@@ -196,16 +195,22 @@ def _refuse_foreign(run: Place) -> None:
 
 
 def _begin(
-    source: Place, items: tuple[Item, ...], wanted: dict[str, Any], configuration: Configuration, machine: Machine
+    source: Place,
+    items: tuple[Item, ...],
+    wanted: dict[str, Any],
+    configuration: Configuration,
+    machine: Machine,
+    methods: tuple[str, ...],
 ) -> dict[str, Any]:
     """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
+    here = tried_on(machine)
     models, weights, batches = {}, {}, {}
     labels = {item.label: item for item in items if item.label is not None}
     known = not labels or (configuration.labels is None and configuration.targets != "label")
     for name in configuration.models:
-        loaded = load(name, configuration, machine)
+        loaded = load(name, configuration, here)
         known = known or any(class_index(loaded.model, label) is not None for label in labels)
-        models[name] = _facts(loaded, configuration)
+        models[name] = _facts(loaded, configuration, methods)
         weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
         batches[name] = (
             choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
@@ -236,11 +241,14 @@ def _begin(
     }
 
 
-def _facts(loaded: Loaded, configuration: Configuration) -> dict[str, Any]:
+def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...]) -> dict[str, Any]:
     model, blank = loaded.model, loaded.blank(1)
+    choosy = [name for name in methods if name in CHOOSY]
     layers: dict[str, Any] = {}
     for layer in configuration.layers:
         layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)
+        if choosy:
+            explain(model, loaded.noise(), methods=choosy, layer=layer, utility=configuration.utilities[0])
     facts = {
         "layers": layers,
         "channels_last": loaded.channels_last,

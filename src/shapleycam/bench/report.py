@@ -3,6 +3,7 @@
 import io
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from .captions import coinciding
 from .datasets import Item, find_pictures
 from .formats import Grid
-from .places import Place, locate
+from .places import Place, locate, store_errors
 from .scores import BASELINES, METRICS, Scores
 from .store import explanation_map, parts, read_configuration, read_part
 from .tables import make_grids, read_groups, scores_in_order
@@ -156,11 +157,12 @@ def _view(item: Item | None, preprocess: Mapping[str, Any] | None) -> Image.Imag
     """What the network saw of a picture; None where it is no longer to be had."""
     if item is None:
         return None
-    opened = item.open()
-    try:
+    upright = None
+    with suppress(OSError, *store_errors(), ValueError, SyntaxError, Image.DecompressionBombError):
+        opened = item.open()
         with Image.open(io.BytesIO(opened) if isinstance(opened, bytes) else opened) as file:
             upright = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    if upright is None:
         return None
     w, h = _size(preprocess)
     white = Image.new("RGBA", upright.size, "white")
@@ -211,12 +213,10 @@ def _url(picture: Image.Image) -> str:
 
 
 def _sources(source: str | Place, *, required: bool) -> dict[str, Item]:
-    try:
+    away: tuple[type[Exception], ...] = () if required else (OSError, *store_errors(), ValueError)
+    with suppress(*away):
         return {item.name: item for item in find_pictures(locate(source))} if source else {}
-    except (OSError, ValueError):
-        if required:
-            raise
-        return {}
+    return {}
 
 
 def _facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -46,10 +46,11 @@ class Step:
     """What a person is to know now."""
 
 
-def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
+def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[Step, None, None]:
     """Measure what no other process does, a batch a step. To stop, close it: the batches that went through are written.
 
-    It ends when every unit of the plan is done, by whomever. `name` is what others call this process.
+    It ends when every unit of the plan is done, by whomever. `name` is what others call this process; `watched` says that
+    steps of others are asked for.
 
     Raises
     ------
@@ -74,7 +75,8 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
                     for step in steps:
                         claims.tell(step.pictures, len(step.problems))
                         yield step
-                        yield from _news(claims, step.unit)
+                        if watched:
+                            yield from _news(claims, step.unit)
             missing = set(plan.missing())
             left = tuple(unit for unit in left if unit in missing and unit not in writer.waiting)
             idle = 0 if claims.me.pictures > before else idle + 1
@@ -82,7 +84,8 @@ def measured(plan: Plan, name: str = "") -> Generator[Step, None, None]:
                 claims.tell(0, 0)  # who waits does not hang
                 writer.flush()
                 yield Step(left[0], 0, said=_waiting(claims, left) if idle == QUIET else "")
-                yield from _news(claims, left[0])
+                if watched:
+                    yield from _news(claims, left[0])
                 time.sleep(min(idle * POLL, BEAT / 2))
         writer.flush()
         if plan.whole():

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from .places import Place, create, write_whole
+from .places import Place, create, store_errors, write_whole
 
 SCHEMA = pa.schema(
     [
@@ -159,7 +159,7 @@ def read_footer(path: Place) -> Footer | None:
     try:
         metadata = pq.read_schema(_file(path)).metadata or {}
         return Footer(**json.loads(metadata[_KEY]))
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+    except (OSError, *store_errors(), pa.ArrowException, KeyError, ValueError, TypeError):
         return None
 
 
@@ -198,7 +198,7 @@ def read_rows(run: Place, columns: Sequence[str] | None = None, where: Where | N
             raise ValueError(f"{name} in {str(run)!r} is damaged; the same bench command again makes it anew")
         if footer.configuration != facts["hash"]:
             raise ValueError(f"{name} was made with another configuration than {str(run / 'run.json')!r}; remove it")
-        model = path.parts[-4]
+        model = unquote(path.parts[-4])
         if weights.setdefault(model, footer.weights) != footer.weights:
             raise ValueError(f"{name} was made with other weights of {model} than the rest of {str(run)!r}; remove it")
         tables.append(read_part(path, columns))

@@ -1,6 +1,7 @@
 """What callers of the library ask for, checked at the door: images, a layer, targets, a utility."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,15 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
 
+def check_pictures(model: Model | nn.Module, images: Given) -> None:
+    """The same, and unless they are images (b, channels, H, W): signals and volumes are explained, but nothing masks them."""
+    check_images(model, images)
+    if images.ndim != 4:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, expected (b, channels, H, W): what is measured is masked"
+        )
+
+
 def batched(model: Model | nn.Module, image: Tensor | Inputs) -> Tensor | Inputs:
     """One image (channels, H, W) as a batch of one; anything else as it is."""
     if not isinstance(image, Tensor) or not isinstance(model, Model | nn.Module):
@@ -84,7 +94,8 @@ def cut_network(
     known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
     module = model.module if isinstance(model, Model) else model
     if layer is None and "gap" not in known:
-        best, *_ = suggest(module, images[:1], output)
+        with _said(module, images):
+            best, *_ = suggest(module, images[:1], output)
         return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
@@ -100,13 +111,20 @@ def cut_network(
 def run(
     cut: CutNetwork, images: Given, *, second_order: bool = False, replay: bool = False, create_graph: bool = False
 ) -> Pass:
-    """One forward pass; an error that the network raises gets a note of what it was given."""
-    try:
+    """One forward pass; an error that the network raises says what it was given."""
+    with _said(cut.module, images):
         return cut(images, second_order=second_order, replay=replay, create_graph=create_graph)
-    except (RuntimeError, AssertionError) as error:
-        error.add_note(
-            f"shapleycam ran {type(cut.module).__name__} on images of shape {tuple(images.shape)}, {images.dtype}"
-        )
+
+
+@contextmanager
+def _said(module: nn.Module, images: Given) -> Iterator[None]:
+    given = f"{type(module).__name__} on images of shape {tuple(images.shape)}, {images.dtype}"
+    try:
+        yield
+    except AssertionError as error:  # of a network that takes one size alone, most likely
+        raise ValueError(f"the network refuses what it was given, {given}: {error}") from error
+    except RuntimeError as error:
+        error.add_note(f"shapleycam ran {given}")
         raise
 
 

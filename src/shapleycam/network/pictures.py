@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader, BytesIO
+from io import BufferedReader, BytesIO, UnsupportedOperation
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -102,6 +102,7 @@ _REFUSALS: tuple[tuple[type[Exception], str], ...] = (
     (FileNotFoundError, "there is no such file; check the path"),
     (IsADirectoryError, "it is a directory; name a picture in it"),
     (PermissionError, "it may not be read; change its permissions"),
+    (UnsupportedOperation, "it can be read only once, as a pipe; write it to a file first"),
     (EOFError, "it is empty or ends in its header; fetch it again"),
     (UnidentifiedImageError, "it is no picture that Pillow knows, or its header is damaged; save it as PNG or JPEG"),
     (Image.DecompressionBombError, f"it has more than {MEGAPIXELS} megapixels ({{error}}); shrink it first"),
@@ -142,6 +143,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _opened(file: BufferedReader | BytesIO) -> Image.Image:
+    if not file.seekable():
+        raise UnsupportedOperation
     if not file.read(1):
         raise EOFError
     with _quiet():

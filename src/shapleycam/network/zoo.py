@@ -1,7 +1,6 @@
 """Classifiers by name: the paper's twelve with its weights and target layers, and whatever timm and torchvision have."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -14,8 +13,21 @@ from torch import nn
 
 from ..theory.axes import Images
 from ..theory.cams import nearest
+from .classes import classes_of
 from .preprocess import Preprocess
-from .weights import Weights, draw, fetchable, in_order, misfit, packaged, reach, read_weights, unreachable
+from .weights import (
+    Weights,
+    as_now,
+    draw,
+    fetchable,
+    in_order,
+    kept_rng,
+    misfit,
+    packaged,
+    reach,
+    read_weights,
+    unreachable,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ def load_model(
         own = replace(own, resize=int(entry.size / 0.875), mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     if preprocess == "paper":
         own = replace(own, size=(224, 224), resize=256, interpolation="bilinear")
-    names, wnids = _classes(module)
+    names, wnids = classes_of(module)
     known = {"gap": entry.gap, "conv": entry.conv} if entry else {}
     try:
         module = module.eval().to(device)
@@ -184,7 +196,7 @@ def _timm(name: str, tag: str, entry: Entry | None, weights: Weights) -> tuple[n
             wanted = timm.create_model(tag).state_dict()
         overlay = {"state_dict": in_order(state, wanted) or state}
     try:
-        with _kept_rng():
+        with kept_rng():
             module = timm.create_model(tag, pretrained=weights != "random", pretrained_cfg_overlay=overlay)
     except OSError as error:
         raise unreachable(name, f"https://huggingface.co/timm/{tag}") from error
@@ -228,16 +240,20 @@ def _torchvision(name: str, tag: str, entry: Entry | None, weights: Weights) -> 
     if weights is None and not (Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]).is_file():
         reach(name, published.url)
     try:
-        with _kept_rng():
+        with kept_rng():
             module = models.get_model(short, weights=published if weights is None else None)
     except OSError as error:
         raise unreachable(name, published.url) from error
     if weights is not None and weights != "random":
-        state = read_weights(weights)
+        state = as_now(read_weights(weights))
         try:
             module.load_state_dict(in_order(state, module.state_dict()) or state)
         except RuntimeError as error:
             raise misfit(name, weights, error) from error
+        if hasattr(
+            module, "transform_input"
+        ):  # what GoogLeNet and Inception were trained on; off where none are fetched
+            module.transform_input = True
     transform = published.transforms()
     own = Preprocess(
         size=(transform.crop_size[0],) * 2,
@@ -247,25 +263,3 @@ def _torchvision(name: str, tag: str, entry: Entry | None, weights: Weights) -> 
         std=tuple(transform.std),
     )
     return module, own, origin
-
-
-def _classes(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    from timm.data.imagenet_info import ImageNetInfo
-
-    count = getattr(module, "num_classes", None)
-    if not isinstance(count, int):
-        count = [m.out_features for m in module.modules() if isinstance(m, nn.Linear)][-1]
-    if count != 1000:
-        return tuple(f"class {index}" for index in range(count)), None
-    imagenet = ImageNetInfo()
-    return (
-        tuple(imagenet.index_to_description(index).split(",")[0] for index in range(1000)),
-        tuple(imagenet.label_names()),
-    )
-
-
-@contextmanager
-def _kept_rng() -> Iterator[None]:
-    """Building a network draws its first weights from the global generator, which is handed back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        yield

@@ -45,7 +45,7 @@ def ranks(values: Given) -> Given:
     """Places in the order of the values, from 1; equal values share the mean of theirs."""
     ordered = values.sort(-1).values.contiguous()
     below, upto = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
-    return (below + upto + 1).to(values) / 2
+    return (below + upto + 1).to(torch.promote_types(values.dtype, torch.float32)) / 2  # half precision ends at 65,504
 
 
 def deviation(score: Callable[[Tensor, Tensor], Tensor], given: Given, reference: ShapleyValues, seed: int) -> Scores:

@@ -24,11 +24,6 @@ def post_softmax(logits: Logits, targets: Targets) -> Utilities:
     return pre_softmax(_of_several(logits).softmax(1), targets)
 
 
-def probability(logits: Logits, targets: Targets) -> Utilities:
-    """The target's probability in float32 or wider, whatever the logits are in."""
-    return post_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
-
-
 def log_softmax(logits: Logits, targets: Targets) -> Utilities:
     """The target's log-probability ln p_c, in (-inf, 0]."""
     return pre_softmax(_of_several(logits).log_softmax(1), targets)
@@ -102,6 +97,26 @@ def rest_sigmoid_negative(logits: Logits, targets: Targets) -> Utilities:
     return _rest_of_side(pre_softmax(logits, targets), -1)
 
 
+def confidence(
+    utility: Utility, logits: Logits, targets: Targets
+) -> Callable[[Logits, Int64[Tensor, " k"]], Utilities]:
+    """The probability that a utility is about, (k,) in float32 or wider, of logits (k, c) of the images at k places.
+
+    By the sigmoid for the side that `rest_sigmoid` and its kin speak of, settled in the logits for whole images; by the softmax
+    for all others.
+    """
+    sides = {id(rest_sigmoid_positive): torch.ones_like(targets), id(rest_sigmoid_negative): -torch.ones_like(targets)}
+    side = rest_sigmoid.look(logits, targets) if utility is rest_sigmoid else sides.get(id(utility))
+
+    def share(logits: Logits, images: Int64[Tensor, " k"]) -> Utilities:
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if side is None:
+            return post_softmax(wide, targets[images])
+        return (side[images] * pre_softmax(wide, targets[images])).sigmoid()
+
+    return share
+
+
 def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: float = 0.6) -> Utility:
     """Why class a and not b: y_a - gamma times the mean of y_b, as in Finer-CAM (Zhang et al. 2025).
 
@@ -124,6 +139,8 @@ def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: 
             rest = logits.scatter(1, wanted, -torch.inf).argmax(1, keepdim=True)
         else:
             rest = torch.tensor(others, device=logits.device).expand(len(logits), -1)
+            if (wanted == rest).any():
+                raise ValueError(f"contrast of a class with itself, {b!r}; name other classes than the target as b")
         return torch.cat([wanted, rest], 1)
 
     def worth(logits: Logits, targets: Targets, classes: Tensor) -> Utilities:
