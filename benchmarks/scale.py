@@ -90,7 +90,8 @@ def workers(pictures: Path, folder: Path) -> None:
         for turn in range(3)
     ]
     for name in list(ENGINES)[1:]:
-        print(f"{name}: {median(turn[name] / turn['one process'] for turn in rounds):.2f} times one process")
+        times = [turn[name] / turn["one process"] for turn in rounds]
+        print(f"{name}: {median(times):.2f} times one process ({', '.join(f'{each:.2f}' for each in times)})")
 
 
 def cost(folder: Path, count: int = 2000) -> None:

@@ -513,3 +513,27 @@ def test_a_contrast_of_a_class_that_is_not_there_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="contrast of classes 7 and None; the network has classes 0 to 4"):
         library.explain(network, noise(1, 3, 8, 8), layer="1", utility=library.contrast(a=7))
+
+
+def test_the_attention_of_a_vision_transformer_is_no_map() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.qkv, self.attend = nn.LayerNorm(8), nn.Linear(8, 24), nn.Softmax(dim=-1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            return x + (self.attend(q @ k.mT) @ v).transpose(1, 2).flatten(2)
+
+    class Vit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.zeros(1, 1, 8))
+            self.blocks, self.head = nn.Sequential(Attention(), Attention()), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], 1)
+            return self.head(self.blocks(tokens)[:, 0])
+
+    best = suggest_layers(living(Vit()), noise(1, 3, 32, 32))[0].layer
+    assert (best.name, best.positions, best.prefix) == ("blocks.1.norm", (8, 8), 1)

@@ -22,6 +22,7 @@ from .network.zoo import Model
 from .playground import Progress
 from .render import overlay, sheet
 from .theory.cams import nearest
+from .theory.utility import shares
 
 _NOTHING = "blank: see warnings"
 
@@ -186,7 +187,7 @@ def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: in
 
 
 def _facts(model: Model, out: Explanation, picture: Path) -> dict[str, Any]:
-    probabilities = out.logits[0].cpu().double().softmax(0)
+    probabilities = shares(out.logits.cpu().double(), out.utility)[0]
 
     def one(index: int) -> dict[str, Any]:
         wnid = {"wnid": model.wnids[index]} if model.wnids else {}

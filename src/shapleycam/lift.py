@@ -53,7 +53,7 @@ def lift_weights(play: Playground) -> MapWeights:
     try:
         from captum.attr import DeepLift  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ImportError('LIFT-CAM needs captum; pip install "shapleycam[lift]"') from error
+        raise ModuleNotFoundError('LIFT-CAM needs captum; pip install "shapleycam[lift]"', name="captum") from error
     maps = play.maps.clone()
     rows, bent = torch.cat([maps, torch.zeros_like(maps)]), nn.ModuleList()
     full, empty = play.tail(rows).split(len(maps))  # from here on a replay is a single run

@@ -16,6 +16,7 @@ from .network.zoo import Model
 from .network_game import Game, interactions
 from .render import blend, sheet
 from .theory.heatmap import heatmap
+from .theory.utility import shares
 
 HEAD = ("method", "error", "+-", "pearson", "+-", "spearman", "+-", "sign", "+-", "gap")
 STRONGEST = 12
@@ -131,7 +132,7 @@ def _write(model: Model, found: Fidelity, picture: Path, folder: Path, pairs: bo
     for i in found.error[0].argsort().tolist():
         name = found.methods[i]
         tiles.append((f"{name}: error {float(found.error[0, i]):.2f}", blend(view, out.heatmaps[name][0])))
-    probability = float(out.logits[0].cpu().double().softmax(0)[game.target])
+    probability = float(shares(out.logits.cpu().double(), out.utility)[0, game.target])
     said = f"{picture.name}: {model.class_names[game.target]} ({game.target}), probability {probability:.4f}"
     worth = f"{out.utility} {float(game.full):.2f} with all {game.players} players, {float(game.empty):.2f} with none"
     how = "exact" if not reference.errors.any() else f"their own error {reference.noise:.3f}"

@@ -306,6 +306,7 @@ def test_a_store_that_cannot_be_reached_is_said_in_a_line(bench: Bench) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray's own doing
 def test_rays_driver_keeps_its_own_handler_of_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

@@ -823,3 +823,18 @@ def test_scripted_parts_that_need_no_cut_run_as_they_are() -> None:
     assert [layer.name for layer in layers(scripted, x)] == ["1"]
     with pytest.raises(ValueError, match="no layer 'nowhere'"):
         explain(scripted, x, layer="nowhere")
+
+
+def test_attention_that_is_given_by_keyword_is_twice_differentiable() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.head = nn.Conv2d(3, 4, 2, 2), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.maps(x).flatten(2).mT[:, None]
+            attended = nn.functional.scaled_dot_product_attention(query=y, key=y, value=y, is_causal=False)
+            return self.head(attended[:, 0].mean(1))
+
+    out = explain(Attends().eval(), torch.randn(1, 3, 8, 8), methods=["GradCAM", "ShapleyCAM"])
+    assert out.heatmaps["ShapleyCAM"].amax() > 0.9

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import shapleycam as sc
 from network.replayed import NETWORKS, network, patched
 from shapleycam.network.cut import CutNetwork
 from shapleycam.network.weights import randomise
@@ -198,3 +199,50 @@ def test_replays_leave_the_model_and_the_images_as_they_were() -> None:
         assert not module._forward_hooks
     assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
     assert torch.is_grad_enabled()
+
+
+class Encoded(nn.Module):
+    """A class token and PyTorch's own encoder layer, which without a graph runs past its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.token = nn.Conv2d(3, 8, 2, 2), nn.Parameter(torch.zeros(1, 1, 8))
+        self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), self.patch(x).flatten(2).mT], 1)
+        return self.head(self.layer(tokens)[:, 0])
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_an_encoder_layer_that_runs_past_its_parts_takes_the_maps_of_a_replay(grad: bool) -> None:
+    net, x = Encoded(), images(1, 8).float()
+    randomise(net, 0)
+    net.eval().requires_grad_(grad)
+    game = sc.game(net, x, layer="layer.norm1", players=2)
+    with torch.no_grad():
+        forward = CutNetwork(net, "layer.norm1", sc.Layout("btn", (4, 4), 1))(x, replay=True)
+        assert forward.tail is not None
+        maps = torch.cat([forward.leaf, torch.zeros_like(forward.leaf)])
+        whole = copy.deepcopy(net)
+        kept: list[Tensor] = []
+        whole.layer.norm1.register_forward_hook(lambda module, given, output: kept.append(output) or output)
+        whole(x)
+        given = forward.layer.put_back(maps, kept[0])
+        handle = whole.layer.norm1.register_forward_hook(lambda module, args, output: given)
+        wanted = whole(x.repeat(2, 1, 1, 1))
+        handle.remove()
+        torch.testing.assert_close(forward.tail(maps), wanted)
+    assert abs(float(game.full - game.empty)) > 1e-3
+    assert len(set(sc.exact(game).values.tolist())) == 4
+
+
+def test_a_part_that_runs_data_parallel_is_cut_by_the_name_that_is_found() -> None:
+    net, x = network("added"), images(2)
+    inner = nn.Sequential(net.body)
+    expected = recorded(net, x)(maps_like(net, x, 2))
+    net.body = nn.DataParallel(inner)
+    maps = torch.randn(4, *CutNetwork(net, "body.module.0")(x).leaf.shape[1:], generator=torch.Generator().manual_seed(2),
+                       dtype=x.dtype)  # fmt: skip
+    torch.testing.assert_close(recorded(net, x, "body.module.0")(maps), expected)

@@ -96,6 +96,10 @@ def test_a_module_of_ones_own_is_served(launched: list[dict[str, Any]]) -> None:
     sc.serve(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double())
     (third,) = launched[-1]["models"].values()
     assert len(third.class_names) == 4
+    with pytest.raises(ValueError, match="class_names belongs to a module of one's own"):
+        sc.serve("resnet18", class_names=["a"])
+    with pytest.raises(ValueError, match="weights and device are of models by name"):
+        sc.serve(module, device="cuda")
     with pytest.raises(ValueError, match="class_names has 3 names, and the network 5 logits"):
         sc.serve(module, class_names=list("abc"), preprocess=network().preprocess)
 

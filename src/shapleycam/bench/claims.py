@@ -28,7 +28,7 @@ from .places import (
     store_errors,
     sweep,
     write_whole,
-)  # fmt: skip
+)
 from .store import Unit
 from .worker import Worker
 

@@ -227,10 +227,11 @@ class CompositeAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _composite(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+def _composite(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:  # else it would be added as 0 and 1
-        attn_mask = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, -torch.inf)
-    attended: Tensor = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, attn_mask, *args, **kwargs)[0]
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
+    attended: Tensor
+    attended, _ = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)
     return attended
 
 

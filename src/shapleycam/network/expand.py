@@ -197,7 +197,7 @@ def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False
         try:
             (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
-            if "double backwards" not in str(error) and "not implemented" not in str(error):
+            if not any(each in str(error) for each in ("double backward", "differentiate twice", "not implemented")):
                 raise
             raise ValueError(
                 f"second order needs a second derivative, and the network has an operation without one ({error}); take a method "

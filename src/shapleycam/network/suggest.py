@@ -163,7 +163,7 @@ def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Sug
         # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are: no Linear.
         seen, layer, _ = each
         inside = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
-        return inside or layer.maps == 1
+        return inside or layer.maps == 1 or isinstance(seen.module, nn.Softmax)  # attention, as wide as it is high
 
     found.sort(key=lambda each: (not each[2], inner(each), isinstance(each[0].module, _PASSIVE)))
     best = found[0][1]

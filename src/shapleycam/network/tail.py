@@ -114,7 +114,7 @@ class Tail:
                     fits = len(logits) == len(given)
                     if way is repeated or (fits and (times == 1 or not replay.seen or self._agrees(replay, way, maps))):
                         break
-                except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+                except (RuntimeError, ValueError, LookupError, AssertionError, TypeError, AttributeError) as error:
                     if way is not repeated:
                         continue
                     if times == 1:
@@ -157,7 +157,8 @@ class _Replay:
         self.left: dict[nn.Module, deque[Any]] = {module: deque() for module, _ in self.ended}
         self.hand_out: Callable[[Any], Any]
         calls = {module: self._stub(module, left) for module, left in self.left.items()} | {target: self._stand_in}
-        self.network = twin(root, {}, calls, closed=calls)
+        # PyTorch's encoder layers run past their parts, unless one of these has a hook.
+        self.network = twin(root, {target: lambda module, given, output: None}, calls, closed=calls)
         self.running: dict[nn.Module, nn.Module] = {}
 
     def __call__(self, images: Given, output: Tensor, times: int, way: Way) -> Any:
@@ -198,9 +199,13 @@ class _Replay:
 
 
 def _path(root: nn.Module, name: str) -> list[nn.Module]:
-    path = [root]
+    at, path = root, [root]
     for part in name.split("."):
-        path.append(unwrap(getattr(path[-1], part)))
+        inner = unwrap(at)
+        at = getattr(
+            inner if hasattr(inner, part) else at, part
+        )  # the name of a data-parallel part goes on with "module"
+        path.append(unwrap(at))
     return path
 
 

@@ -19,7 +19,7 @@ Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 _NO_CALLS: Mapping[nn.Module, Call] = MappingProxyType({})
 _STANDARD = list(vars(nn.Module()))
 """The attributes that every module has, and has first."""
-_TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing")
+_TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp")
 """Off in the copy; a block that is run again to save memory runs out of sight of what makes attention differentiable."""
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _state = itemgetter("training", "_backward_hooks", "_backward_pre_hooks", *_HOOKS)

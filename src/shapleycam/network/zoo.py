@@ -27,7 +27,7 @@ from .weights import (
     reach,
     read_weights,
     unreachable,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,14 @@ def post_softmax(logits: Logits, targets: Targets) -> Utilities:
     return pre_softmax(_of_several(logits).softmax(1), targets)
 
 
+def shares(logits: Logits, utility: str = "rest") -> Logits:
+    """The probability of each class, (b, c): by the softmax, or where logits stand each for itself by the sigmoid.
+
+    They do where they are explained by "rest-sigmoid" and its kin, and where there is one alone.
+    """
+    return logits.sigmoid() if logits.shape[1] == 1 or utility.startswith("rest-sigmoid") else logits.softmax(1)
+
+
 def log_softmax(logits: Logits, targets: Targets) -> Utilities:
     """The target's log-probability ln p_c, in (-inf, 0]."""
     return pre_softmax(_of_several(logits).log_softmax(1), targets)

@@ -20,10 +20,10 @@ from ..network.expand import expand, worth
 from ..network.pictures import read_picture
 from ..network.zoo import Model
 from ..network_game import Game, exact, interactions, sampled
-from ..theory.axes import Images, Logits, Maps
+from ..theory.axes import Images, Maps
 from ..theory.draws import checksums, random_weights
 from ..theory.shapley import ShapleyValues
-from ..theory.utility import settled
+from ..theory.utility import settled, shares
 
 SIDE = 4096
 """Pixels; a larger picture is reduced before anything else."""
@@ -69,7 +69,7 @@ class Look:
     @property
     def probabilities(self) -> Tensor:
         """Of each class, (c,)."""
-        return _shares(self.forward.logits.detach())[0]
+        return shares(self.forward.logits.detach(), self.utility)[0]
 
     def likeliest(self) -> list[tuple[int, str, float]]:
         """Index, name and probability of the five likeliest classes."""
@@ -138,8 +138,8 @@ class Look:
             with torch.inference_mode(False), torch.no_grad():
                 logits = game.tail.of(lambda: game.maps * here[:, None, game.regions])
                 worths = worth(logits, torch.tensor([target], device=logits.device), game.function)
-                shares = _shares(logits)
-                sure, (best, top) = float(shares[0, target]), shares.max(1)
+                likely = shares(logits, utility)
+                sure, (best, top) = float(likely[0, target]), likely.max(1)
             return float(worths), sure, int(top), float(best)
 
     def values(self, target: int, utility: str, progress: Callable[[int, int], object] | None = None) -> ShapleyValues:
@@ -244,8 +244,3 @@ class Looks:
         """Who has a picture open."""
         with self._lock:
             return frozenset(self._open)
-
-
-def _shares(logits: Logits) -> Logits:
-    """The probability of each class, (b, c); of yes, where there is one logit."""
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)

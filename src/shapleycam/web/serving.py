@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from re import fullmatch
 from signal import SIGTERM, signal
-from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from socket import AF_INET, AF_INET6, SO_REUSEADDR, SOL_SOCKET, socket
 from threading import Event, Lock, current_thread, main_thread
 from time import sleep
 from typing import Any
@@ -63,9 +63,9 @@ def serve(
     OSError
         When the port is taken.
     """
-    if not fullmatch(r"[0-9.]+ *([kmg]?b)", max_upload.lower()):
+    if not fullmatch(r"[0-9]+ *([kmg]?b)", max_upload.lower()):
         raise ValueError(f"max_upload is {max_upload!r}, expected a size such as 20mb")
-    with socket() as tried:
+    with socket(AF_INET6 if ":" in host else AF_INET) as tried:
         tried.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
         try:
             tried.bind((host, port))
@@ -187,6 +187,13 @@ def _models(
     weights: Mapping[str, str],
     device: str,
 ) -> dict[str, Model]:
+    own = {"preprocess": preprocess is not None, "class_names": class_names is not None}
+    if unused := [name for name, given in own.items() if given and not isinstance(model, nn.Module)]:
+        raise ValueError(f"{unused[0]} belongs to a module of one's own, and {model!r} has its own; leave it out")
+    if not isinstance(model, str | Sequence) and (weights or device != "cpu"):
+        raise ValueError(
+            "weights and device are of models by name; load weights, and move the model to a device, before"
+        )
     if isinstance(model, Model):
         return {model.name: model}
     if isinstance(model, nn.Module):
