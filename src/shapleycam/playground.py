@@ -25,6 +25,9 @@ Network = Callable[[Tensor], Tensor]
 Places = Int64[Tensor, " k"]
 Progress = Callable[[int, int], object]
 """Told now and then how much is done, of how much."""
+ROOM = 5 * 2**18
+"""Eight images of 224 x 224: what a ResNet's first layers make of more is over 32 MiB, which glibc hands back to the system each
+time, to be asked for page by page; see mallopt(3)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Playground:
     keys: Callable[[], Tensor]
     """What names the images, (b,) int64, so that random numbers hang on neither the batch nor its order."""
     seed: int = 0
-    room: int = 2**21
+    room: int = ROOM
     """Numbers of images or maps that are handed to the network at a time: bounds memory."""
     progress: Progress | None = None
     budget: int | None = None
@@ -125,7 +128,7 @@ def play_with(
     *,
     keys: Callable[[], Tensor] | None = None,
     seed: int = 0,
-    room: int = 2**21,
+    room: int = ROOM,
     progress: Progress | None = None,
     budget: int | None = None,
     infer: Network | None = None,
