@@ -1,8 +1,8 @@
 """What measuring costs beside the forward passes that it needs: `python -m benchmarks.measure [--quick] [NETWORK]`.
 
 Times are medians over rounds of the ratio, in the same round, of one measured batch to 1 + 2M plain forward passes of that
-batch under `torch.inference_mode()`, M being the mean number of distinct heatmaps an image. Memory is the peak of the tensors
-held above what was there before the call, in MiB.
+batch under `torch.inference_mode()`, M being the mean number of distinct heatmaps an image; both keep what tensors free, as
+`shapleycam bench` does. Memory is the peak of the tensors held above what was there before the call, in MiB.
 """
 
 import sys
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 
 import shapleycam as sc
+from shapleycam.bench.allocator import keep_freed
 
 from .clock import peak, ratios
 
@@ -52,6 +53,7 @@ def passes(network: str, layer: str, batch: int) -> int:
 
 def main() -> None:
     """Print the table of the documentation."""
+    keep_freed()
     quick = "--quick" in sys.argv
     batch, runs = (8, 5) if quick else (16, 9)
     print(f"batches of {batch}, {torch.get_num_threads()} threads")

@@ -201,10 +201,8 @@ class _Replay:
 def _path(root: nn.Module, name: str) -> list[nn.Module]:
     at, path = root, [root]
     for part in name.split("."):
-        inner = unwrap(at)
-        at = getattr(
-            inner if hasattr(inner, part) else at, part
-        )  # the name of a data-parallel part goes on with "module"
+        inner = unwrap(at)  # the name of a data-parallel part goes on with "module"
+        at = getattr(inner if hasattr(inner, part) else at, part)
         path.append(unwrap(at))
     return path
 
