@@ -16,7 +16,7 @@ from .network.inputs import Inputs, Output, as_inputs
 from .network.layout import Axes, Layout
 from .network.zoo import Model
 from .network_game import Game, exact, game, sampled
-from .searches import SEARCHES
+from .searches import SEARCHES, on_image
 from .theory.agreement import AGREEMENTS, deviation, relative_error
 from .theory.cams import explanation, identity, mean, resolve_methods, resolve_names
 from .theory.shapley import MOST, Progress, ShapleyValues
@@ -96,7 +96,7 @@ def fidelity(
     """
     given = as_inputs(images)
     asked = resolve_names(methods, SEARCHES)
-    if apart := [name for name in asked if name in SEARCHES and SEARCHES[name].place == "image"]:
+    if apart := [name for name in asked if on_image(name)]:
         raise ValueError(f"{apart[0]} explains pixels, not the layer's positions that play the game; leave it out")
     out = explain(
         model, given, methods=asked, layer=layer, layout=layout, output=output, targets=targets, utility=utility,

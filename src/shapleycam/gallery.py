@@ -180,9 +180,9 @@ def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: in
     blank = {warning.method for warning in out.warnings if warning.reason in ("blank", "constant", "non-finite")}
     tiles = [(f"{method} ({_NOTHING})" if method in blank else method, tile) for method, tile in overlays.items()]
     sheet([("picture", model.preprocess.crop(picture)), *tiles], title).save(folder / "sheet.png")
-    said_all = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
+    written = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     # What is no text in a file's name is escaped as JSON has it.
-    (folder / "explanation.json").write_bytes(said_all.encode(errors="backslashreplace"))
+    (folder / "explanation.json").write_bytes(written.encode(errors="backslashreplace"))
     return "\n  warning: ".join([f"{said}, layer {out.layer.name} -> {folder}", *facts["warnings"]])
 
 

@@ -112,3 +112,8 @@ SEARCHES: Mapping[str, Search] = MappingProxyType(
     }
 )
 """Methods that play with the network, by name; none is in `METHODS`."""
+
+
+def on_image(name: str) -> bool:
+    """Whether a method explains pixels, not the layer's positions."""
+    return name in SEARCHES and SEARCHES[name].place == "image"

@@ -15,7 +15,7 @@ from ..faithfulness import Fidelity, fidelity
 from ..measurement import Measurements, measure
 from ..network.pictures import PictureError, pixels
 from ..network.zoo import Model
-from ..searches import SEARCHES
+from ..searches import on_image
 from ..theory.cams import METHODS
 from . import store
 from .datasets import Item
@@ -158,7 +158,7 @@ def _fidelities(
             layout=each.out.layer.layout, utility=unit.utility, budget=c.fidelity, seed=c.seed, keys=names,
         )
         for each in found
-        if (methods := tuple(name for name in each.out.explanations if name not in SEARCHES or SEARCHES[name].place == "layer"))
+        if (methods := tuple(name for name in each.out.explanations if not on_image(name)))
     ]  # fmt: skip
 
 

@@ -126,12 +126,9 @@ class Claims:
             mine = True
             with patient():  # two that do the same part write the same rows
                 mine = create(file, self.me.id.encode())
-            if mine:
-                self._held[unit] = tried
-                return True
             self._owners.pop(file, None)
-            owner = self._owner(file)
-            if owner == self.me.id:  # a store's answer was lost, and its client asked again
+            owner = self.me.id if mine else self._owner(file)
+            if owner == self.me.id:  # also where a store's answer was lost, and its client asked again
                 self._held[unit] = tried
                 return True
             if owner is None or self._lives(owner):  # None: it has just been done
