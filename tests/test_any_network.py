@@ -173,6 +173,76 @@ def test_signals_and_volumes_are_explained_in_their_own_axes(
     torch.testing.assert_close(found.sum(), played.full - played.empty, rtol=1e-9, atol=1e-9)
 
 
+class Unordered(nn.Module):
+    """Its layers are registered in another order than they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 8, 5), nn.Conv1d(8, 6, 5, stride=2)
+        self.classes = nn.Linear(6, 4)
+        self.act, self.last = nn.ReLU(), nn.GELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.last(self.second(self.act(self.first(x))))
+        classes: Tensor = self.classes(maps.mean(2))
+        return classes
+
+
+def test_maps_of_a_signal_are_read_by_what_ran_before_not_by_what_was_registered_before() -> None:
+    network, x = living(Unordered()), noise(1, 2, 40)
+    given = {"methods": ["GradCAM", "HiResCAM"], "targets": 2}
+    out, named = explain(network, x, **given), explain(network, x, layer="last", **given)
+    assert (out.layer.name, out.layer.layout, named.layer.layout) == ("last", "bnt", "bnt")
+    wanted = by_hand(network, "last", x, 2, lambda t: t[0])
+    for each in (out, named):
+        torch.testing.assert_close(torch.cat([*each.explanations.values()]), wanted, rtol=1e-9, atol=1e-12)
+    assert {layer.name: layer.layout for layer in library.layers(network, x)} == dict.fromkeys(
+        ("first", "act", "second", "last"), "bnt"
+    )
+
+
+def test_a_signals_class_token_is_no_player() -> None:
+    class Ecg(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.cls_token = nn.Conv1d(2, 8, 20, 20), nn.Parameter(noise(1, 1, 8))
+            self.norm, self.mix, self.head = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), self.patches(x).mT], 1)
+            tokens = self.norm(tokens)
+            return self.head((tokens + self.mix(tokens.mean(1, keepdim=True)).tanh())[:, 0])
+
+    layer = explain(living(Ecg()), noise(1, 2, 1000), methods="GradCAM").layer
+    assert (layer.name, layer.positions, layer.prefix) == ("norm", (50,), 1)
+
+
+def test_a_layer_that_may_lie_on_several_grids_is_not_passed_over_for_an_earlier_one() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.extra, self.norm = nn.Conv2d(3, 8, 16, 16), nn.Parameter(noise(1, 1, 8)), nn.LayerNorm(8)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.extra, self.patches(x).flatten(2).mT], 1)
+            return self.head(self.norm(tokens).mean(1))
+
+    with pytest.raises(
+        ValueError, match=r"layer 'norm' puts out \(1, 10, 8\), .* or Layout\(\"btn\", positions=\(2, 2\), prefix=6\)"
+    ):
+        explain(living(Tokens()), noise(1, 3, 48, 48))
+
+
+def test_patches_with_a_square_number_of_maps_lie_where_the_tokens_do() -> None:
+    network, x = (
+        living(VisionTransformer(32, 4, num_classes=5, embed_dim=16, depth=2, num_heads=2)),
+        noise(1, 3, 32, 32),
+    )
+    layer = explain(network, x, layer="patch_embed", methods="GradCAM").layer
+    assert (layer.layout, layer.maps, layer.positions) == ("btn", 16, (8, 8))
+
+
 class Masked(nn.Module):
     """Two inputs, one of them by keyword, and several outputs."""
 
@@ -511,7 +581,7 @@ def test_a_contrast_of_a_class_that_is_not_there_is_refused() -> None:
     network = living(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     )
-    with pytest.raises(ValueError, match="contrast of classes 7 and None; the network has classes 0 to 4"):
+    with pytest.raises(ValueError, match="targets 7 are out of range; the network has classes 0 to 4"):
         library.explain(network, noise(1, 3, 8, 8), layer="1", utility=library.contrast(a=7))
 
 
@@ -537,3 +607,46 @@ def test_the_attention_of_a_vision_transformer_is_no_map() -> None:
 
     best = suggest_layers(living(Vit()), noise(1, 3, 32, 32))[0].layer
     assert (best.name, best.positions, best.prefix) == ("blocks.1.norm", (4, 4), 1)
+
+
+def test_a_network_of_several_outputs_that_may_be_logits_is_refused() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.maps(x).relu().mean((2, 3))
+            return features, self.head(features)
+
+    network, x = living(Both()), noise(2, 3, 12, 12)
+    with pytest.raises(ValueError, match=r"several tensors that may be the logits, \(2, 6\), \(2, 4\); pass output="):
+        explain(network, x, layer="maps")
+    out = explain(network, x, layer="maps", output=lambda both: both[1], methods="GradCAM")
+    assert out.logits.shape == (2, 4)
+    for metric in (library.insertion, library.deletion):
+        assert metric(network, x, out.heatmaps["GradCAM"], out.targets, steps=2, output=lambda both: both[1]).shape == (
+            2,
+        )
+
+
+def test_frames_in_front_of_channels_and_lists_of_several_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"images has shape \(1, 8, 3, 12, 16\), frames before channels; wrap"):
+        explain(volumes(), noise(1, 8, 3, 12, 16))
+    with pytest.raises(ValueError, match=r"images have the shapes \(3, 8, 9\), \(3, 9, 8\), expected one for all"):
+        explain(vit(), Inputs([noise(3, 8, 9), noise(3, 9, 8)]))
+
+
+def test_signals_that_a_network_makes_pictures_of_are_explained_as_inputs() -> None:
+    class Eeg(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.time, self.head = nn.Conv2d(1, 6, (1, 5), padding=(0, 2)), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.time(x[:, None]).relu().mean((2, 3)))
+
+    network, x = living(Eeg()), noise(5, 8, 40)
+    with pytest.raises(ValueError, match=r"use images\[None\] for one image, or sc.Inputs\(images\) and layout= where"):
+        explain(network, x, layer="time")
+    assert explain(network, Inputs(x), layer="time", layout="bnhw", methods="GradCAM").layer.positions == (8, 40)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .layered import Layered, suggest_layers
     from .measurement import Measurements, measure
     from .network import outputs
-    from .network.cut import layers
+    from .network.ends import layers
     from .network.inputs import Inputs
     from .network.layout import Layout, TargetLayer
     from .network.pictures import PictureError, read_picture
@@ -52,7 +52,7 @@ _HOMES = {
     "network_game": ("Game", "exact", "game", "interactions", "sampled"),
     "web.serving": ("serve",),
     "theory.shapley": ("ShapleyValues",),
-    "network.cut": ("layers",),
+    "network.ends": ("layers",),
     "layered": ("Layered", "suggest_layers"),
     "network.inputs": ("Inputs",),
     "network.layout": ("Layout", "TargetLayer"),

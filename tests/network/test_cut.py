@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shapleycam.explanation import explain
-from shapleycam.network.cut import CutNetwork, Pass, layers
+from shapleycam.network.cut import CutNetwork, Pass
+from shapleycam.network.ends import layers
 from shapleycam.network.expand import expand
 from shapleycam.network.layout import Facts, TargetLayer, find_layout
 from shapleycam.network.weights import randomise

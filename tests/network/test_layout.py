@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
-from shapleycam.network.layout import Facts, Layout, TargetLayer, place
+from shapleycam.network.facts import Facts, Told, told
+from shapleycam.network.layout import Layout, TargetLayer, place
 
 NOTHING = Facts()
+
+
+def tokens() -> Told:
+    return Told(last=True)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ NOTHING = Facts()
 def test_layout_is_found_by_shapes_and_the_kind_of_layer(
     shape: tuple[int, ...], size: tuple[int, ...], last: bool | None, wanted: tuple[Any, ...]
 ) -> None:
-    found = place("here", shape, size, NOTHING, lambda: last)
+    found = place("here", shape, size, NOTHING, lambda: None if last is None else Told(last))
     assert (found.layout, found.maps, found.positions, found.prefix) == wanted
 
 
@@ -41,12 +47,12 @@ def test_a_convolutions_maps_come_first_whatever_their_proportions(
 ) -> None:
     assert place("here", shape, size, Facts(first=True)).layout == "bnhw"
     with pytest.raises(ValueError, match="say which with layout="):
-        place("here", shape, size, NOTHING, lambda: False)
+        place("here", shape, size, NOTHING, lambda: None)
 
 
 def test_the_models_own_number_of_prefix_tokens_decides() -> None:
-    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=1), lambda: True).positions == (3, 3)
-    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=6), lambda: True).positions == (2, 2)
+    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=1), tokens).positions == (3, 3)
+    assert place("here", (1, 10, 64), (48, 48), Facts(prefix=6), tokens).positions == (2, 2)
 
 
 def test_ambiguous_tokens_are_refused_with_the_candidates() -> None:
@@ -56,14 +62,81 @@ def test_ambiguous_tokens_are_refused_with_the_candidates() -> None:
         r'Layout\("btn", positions=\(3, 3\), prefix=1\), or Layout\("btn", positions=\(2, 2\), prefix=6\); say which with '
         r"layout=sc.Layout",
     ):
-        place("here", (1, 10, 64), (48, 48), NOTHING, lambda: True)
+        place("here", (1, 10, 64), (48, 48), NOTHING, tokens)
     asked = Layout("btn", positions=(2, 2), prefix=6)
-    assert place("here", (1, 10, 64), (48, 48), NOTHING, lambda: True, asked).positions == (2, 2)
+    assert place("here", (1, 10, 64), (48, 48), NOTHING, tokens, asked).positions == (2, 2)
 
 
 def test_a_signal_with_as_many_maps_as_times_is_refused() -> None:
     with pytest.raises(ValueError, match=r"may be Layout\(\"bnt\", positions=\(50,\)\), or Layout\(\"btn\""):
         place("here", (1, 50, 50), (100,), NOTHING)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "size", "wanted"),
+    [
+        (nn.Conv2d(3, 16, 4), (2, 64, 16), (32, 32), "btn"),  # a patch embedding that moves its maps behind the tokens
+        (nn.Conv1d(3, 8, 5), (2, 8, 96), (100,), "bnt"),
+        (nn.Conv1d(3, 8, 5), (2, 96, 8), (100,), "btn"),
+        (nn.GroupNorm(2, 8), (2, 8, 96), (100,), "bnt"),
+        (nn.InstanceNorm1d(8), (2, 8, 96), (100,), "bnt"),
+        (nn.MaxPool1d(2), (2, 8, 96), (100,), "bnt"),
+        (nn.LayerNorm(8), (2, 96, 8), (100,), "btn"),
+        (nn.Embedding(9, 8), (2, 96, 8), (96,), "btn"),
+        (nn.Linear(5, 8), (2, 96, 8), (100,), "btn"),
+        (nn.Linear(96, 96), (2, 96, 96), (96,), "btn"),
+        (nn.LayerNorm(8), (2, 8, 8), (100,), "btn"),
+    ],
+)
+def test_maps_are_as_many_as_the_last_layer_that_tells_puts_out(
+    layer: nn.Module, shape: tuple[int, ...], size: tuple[int, ...], wanted: str
+) -> None:
+    assert place("here", shape, size, NOTHING, lambda: told([nn.Linear(2, 3), layer, nn.ReLU()])).layout == wanted
+    assert told([nn.ReLU()]) is None
+
+
+def test_a_linear_layer_along_the_times_of_a_signal_tells_nothing() -> None:
+    with pytest.raises(
+        ValueError, match=r"may be Layout\(\"bnt\", positions=\(96,\)\), or Layout\(\"btn\", positions=\(8,\)\)"
+    ):
+        place("here", (2, 8, 96), (96,), NOTHING, lambda: told([nn.Linear(96, 96)]))
+    with pytest.raises(ValueError, match="say which with layout="):
+        place("here", (2, 8, 48), (96,), NOTHING, lambda: told([nn.Linear(96, 48)]))
+
+
+def test_maps_that_nothing_says_are_maps_are_refused() -> None:
+    for layer, shape in ((nn.LayerNorm(64), (1, 3, 197, 64)), (nn.LayerNorm(192), (1, 4, 196, 192))):  # attention's
+        with pytest.raises(ValueError, match="say which with layout="):
+            place("here", shape, (224, 224), Facts.of(layer, layer))
+    block = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
+    assert place("here", (1, 16, 5, 29), (32, 30), Facts.of(block, block)).layout == "bnhw"
+    assert (
+        place("here", (1, 32, 64, 32), (64, 128), Facts(first=True)).layout == "bnhw"
+    )  # filters by rows have the proportions
+
+
+def test_patches_and_tokens_of_the_network_itself_decide() -> None:
+    class Named(nn.Module):
+        def __init__(self, patch_size: int | tuple[int, int], **tokens: int) -> None:
+            super().__init__()
+            self.patch_size = patch_size
+            for name, count in tokens.items():
+                self.register_parameter(name, nn.Parameter(torch.zeros(1, count, 8)))
+
+    def read(module: nn.Module, tokens: int, *size: int) -> tuple[tuple[int, ...], int]:
+        found = place("here", (1, tokens, 8), size, Facts.of(module, nn.LayerNorm(8)), lambda: told([nn.LayerNorm(8)]))
+        return found.positions, found.prefix
+
+    assert read(Named(16), 10, 48, 48) == ((3, 3), 1)
+    assert read(Named((8, 8)), 10, 48, 48) == ((3, 3), 1)  # merged once
+    assert read(Named(24), 10, 48, 48) == ((2, 2), 6)
+    assert read(Named(0, class_token=1), 10, 48, 48) == ((3, 3), 1)
+    assert read(Named(0, cls_token=1, register_tokens=5), 10, 48, 48) == ((2, 2), 6)
+    assert read(Named(0, cls_token=1), 51, 1000) == ((50,), 1)  # of a signal, whose patches are whole
+    assert read(Named(0, cls_token=1), 50, 1000) == ((50,), 0)  # before it is put in front
+    assert read(Named(0), 51, 1000) == ((51,), 0)
+    with pytest.raises(ValueError, match="say which with layout="):
+        read(Named(0, cls_token=1), 97, 100)
 
 
 @pytest.mark.parametrize("layout", [Layout("btn", (3, 5)), Layout("btn", (14, 14), 2), Layout("bndhw")])

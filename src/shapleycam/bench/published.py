@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..network.cut import named_layers
+from ..network.ends import named_layers
 from ..network.twin import twin
 from ..theory.axes import Images
 

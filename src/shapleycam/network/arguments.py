@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 from ..theory.axes import Logits, Targets
 from ..theory.cams import nearest
 from ..theory.draws import checksums, key
-from ..theory.utility import UTILITIES, Utility
-from .cut import CutNetwork, Pass, named_layers
+from ..theory.utility import UTILITIES, Settled, Utility
+from .cut import CutNetwork, Pass
+from .ends import named_layers
 from .inputs import Given, Inputs, Output, as_inputs
 from .layout import Axes, Layout
 from .suggest import suggest
@@ -25,9 +27,21 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
     module = model.module if isinstance(model, Model) else model
     axes = _axes(model)
     every = images.each if isinstance(images, Inputs) else images
+    if isinstance(images, Inputs) and len({each.shape for each in every}) > 1:
+        raise ValueError(
+            f"images have the shapes {', '.join(str(tuple(each.shape)) for each in every)}, expected one for all: a detector "
+            "fills the smaller ones up, so that maps would lie on none of them; explain them one by one"
+        )
+    if images.ndim == 5 and images.shape[1] > 4 and images.shape[2] == 3:
+        raise ValueError(
+            f"images has shape {tuple(images.shape)}, frames before channels; wrap the network in a module that takes "
+            "(b, channels, frames, H, W) and moves the axes: images.movedim(2, 1)"
+        )
     if 0 in images.shape or (isinstance(images, Tensor) and images.ndim not in axes):
         expected = " or ".join(_BATCHES[each] for each in axes)
         hint = "; use images[None]" if images.ndim + 1 in axes else ""
+        if hint and images.shape[0] not in (1, 3):  # a batch of signals, for a network that makes pictures of them
+            hint += " for one image, or sc.Inputs(images) and layout= where the network takes such a batch"
         raise ValueError(f"images has shape {tuple(images.shape)}, expected a batch {expected}{hint}")
     parameter = next((p for p in module.parameters() if p.is_floating_point()), images)
     if isinstance(model, Model) and images.shape[1] != 3:
@@ -42,7 +56,9 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         )
     wide = torch.promote_types(images.dtype, torch.float32)
     totals = [some.sum(dtype=wide) for some in ([every] if isinstance(every, Tensor) else every)]
-    if not all(map(torch.isfinite, totals)) and (bad := [i for i, x in enumerate(every) if not x.isfinite().all()]):
+    if not all(isfinite(total.item()) for total in totals) and (
+        bad := [i for i, x in enumerate(every) if not x.isfinite().all()]
+    ):
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
 
 
@@ -72,9 +88,13 @@ def _axes(model: Model | nn.Module) -> tuple[int, ...]:
 
 def _axes_of(module: nn.Module) -> tuple[int, ...]:
     """How many axes a network's batches have, by its convolutions; images, signals or volumes if it has none."""
-    kinds = {nn.Conv2d: 4, nn.Conv1d: 3, nn.Conv3d: 5}
-    found = [axes for each in module.modules() for kind, axes in kinds.items() if isinstance(each, kind)]
-    return (4, 3, 5) if not found else (4,) if 4 in found else (found[0], 4)
+    found = None
+    for each in module.modules():
+        if isinstance(each, nn.Conv2d):
+            return (4,)
+        if found is None and isinstance(each, nn.Conv1d | nn.Conv3d):
+            found = 3 if isinstance(each, nn.Conv1d) else 5
+    return (4, 3, 5) if found is None else (found, 4)
 
 
 def cut_network(
@@ -129,9 +149,19 @@ def _said(module: nn.Module, images: Given) -> Iterator[None]:
 
 
 @torch.inference_mode(False)  # autograd saves them with the utility
-def resolve_targets(targets: int | str | Sequence[int] | Tensor | None, logits: Logits) -> Targets:
-    """The class of each image, (b,) int64, given as in `explain`."""
+def resolve_targets(
+    targets: int | str | Sequence[int] | Tensor | None, logits: Logits, utility: Utility | None = None
+) -> Targets:
+    """The class of each image, (b,) int64, given as in `explain`; that of a utility which is about one class."""
     b, c = logits.shape
+    about, against = (utility.target, utility.against) if isinstance(utility, Settled) else (None, ())
+    if about is not None or against:
+        found = resolve_targets(about if targets is None else targets, logits)
+        if about is not None and bool((found != about).any()):
+            raise ValueError(f"targets are {found.tolist()}, and {utility} is about class {about}; leave targets out")
+        if bad := sorted({*found.tolist()} & {*against}):
+            raise ValueError(f"{utility} of a class with itself, {bad[0]}; name other classes than the target as b")
+        return found
     if targets is None:
         return logits.argmax(1)
     if isinstance(targets, str):

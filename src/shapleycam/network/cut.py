@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..theory.axes import Logits, Maps
 from ..theory.cams import nearest
+from .ends import ends, layers, named_layers, uncompiled, until
+from .facts import Facts, Told, told
 from .inputs import Given, Output, call, logits_of, size_of
-from .layout import AmbiguousError, Axes, Facts, Layout, TargetLayer, as_layout, maps_last, place
+from .layout import AmbiguousError, Axes, Layout, TargetLayer, as_layout, place
 from .tail import Log, Tail
 from .twin import replaced, twin, unwrap
 
@@ -57,12 +58,18 @@ class CutNetwork:
         self.module = unwrap(module)
         self.name, self.layer = _find(self.module, layer)
         self.layout, self.output, self.reason = as_layout(layout), output, reason
-        self.facts, self._last = Facts.of(self.module, self.layer), partial(maps_last, self.module, self.layer)
+        self.facts = Facts.of(self.module, self.layer)
         self._kept: tuple[nn.Module, list[_Tap]] | None = None
+        self._before: list[nn.Module] | None = None
+        self._own = False
 
-    def kept(self) -> "CutNetwork":
-        """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between."""
+    def kept(self, *, own: bool = False) -> "CutNetwork":
+        """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between.
+
+        `own` says that the network may write into the images that are given, for nobody needs them any more.
+        """
         same = copy(self)
+        same._own = own
         taps: list[_Tap] = []
         with torch.inference_mode(False):
             same._kept = twin(self.module, {self.layer: lambda *call: taps[-1](*call)}), taps
@@ -94,7 +101,8 @@ class CutNetwork:
             if create_graph:  # the head is differentiated twice too
                 tail.enter_context(mode())
             log = Log(self.module, self.name) if replay else None
-            logits = logits_of(call(self._with(tap, log), images.clone()), len(images), self.output)
+            given = images.detach() if self._own and not replay else images.clone()
+            logits = logits_of(call(self._with(tap, log), given), len(images), self.output)
         if tap.runs != 1 or tap.layer is None or tap.leaf is None:
             raise ValueError(self._runs(tap.runs, images))
         if log is None:
@@ -124,7 +132,7 @@ class CutNetwork:
         if not isinstance(output, Tensor):
             raise ValueError(
                 f"layer {self.name!r} puts out a {type(output).__name__}, expected one tensor of activation maps; "
-                "name a layer inside it, or behind it"
+                f"name a layer inside it, or behind it; {self._suitable(images)}"
             )
         shape, size = tuple(output.shape), size_of(images)
         if len(output) != len(images):
@@ -133,7 +141,7 @@ class CutNetwork:
                 f"{self._suitable(images)}"
             )
         try:
-            layer = place(self.name, shape, size, self.facts, self._last, self.layout)
+            layer = place(self.name, shape, size, self.facts, lambda: self._told(images[:1]), self.layout)
         except AmbiguousError:
             raise
         except ValueError as error:
@@ -144,6 +152,13 @@ class CutNetwork:
                 f"nothing to compare; {self._suitable(images)}"
             )
         return replace(layer, reason=self.reason) if self.reason else layer
+
+    def _told(self, image: Given) -> Told | None:
+        own = self.facts.own() if len(size_of(image)) > 1 else told([self.layer])  # blocks end as they are registered
+        if own is None and self._before is None:
+            with torch.no_grad():
+                self._before = until(ends(self.module, image.clone())[1], self.layer)
+        return own or told(self._before or ())
 
     def _runs(self, runs: int, images: Given) -> str:
         if runs == 0:
@@ -177,38 +192,6 @@ def inference(module: nn.Module, output: Output | None = None) -> Callable[[Tens
             return logits_of(call(network, images), len(images), output)
 
     return infer
-
-
-def layers(module: nn.Module, images: Given) -> list[TargetLayer]:
-    """All layers of a module that can be a target: they run once and put out maps; in the order in which they end."""
-    module, found = unwrap(module), []
-    outputs: dict[str, list[Any]] = {}
-
-    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            outputs.setdefault(name, []).append(tuple(output.shape) if isinstance(output, Tensor) else None)
-
-        return hook
-
-    cuttable = {name: m for name, m in named_layers(module).items() if not isinstance(m, torch.jit.ScriptModule)}
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        call(twin(module, {m: record(name) for name, m in cuttable.items()}), images.clone())
-    for name, shapes in outputs.items():
-        if len(shapes) == 1 and shapes[0] and shapes[0][0] == len(images):
-            with suppress(ValueError):
-                last = partial(maps_last, module, cuttable[name])
-                layer = place(name, shapes[0], size_of(images), Facts.of(module, cuttable[name]), last)
-                found += [layer] if prod(layer.positions) > 1 else []
-    return found
-
-
-def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """All submodules by the dotted names that they have without torch.compile's wrappers."""
-    return {_uncompiled(name): unwrap(each) for name, each in module.named_modules() if _uncompiled(name)}
-
-
-def _uncompiled(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 class CompositeAttention(TorchFunctionMode):
@@ -273,7 +256,7 @@ def _find(module: nn.Module, layer: str | nn.Module) -> tuple[str, nn.Module]:
                 AttributeError, RuntimeError
             ):  # the latter if it is a ScriptModule, which lacks get_submodule
                 if name:
-                    return _uncompiled(name), unwrap(module.get_submodule(name))
+                    return uncompiled(name), unwrap(module.get_submodule(name))
         known = named_layers(module)
         if layer in known:
             return layer, known[layer]

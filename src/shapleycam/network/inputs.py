@@ -157,5 +157,11 @@ def _logits_in(output: Any) -> Any:
         return next((output[key] for key in ("logits", "out", "output") if isinstance(output.get(key), Tensor)), output)
     if isinstance(output, tuple | list):
         tensors = [each for each in output if isinstance(each, Tensor)]
-        return next((each for each in tensors if each.ndim == 2), tensors[0] if tensors else output)
+        flat = [each for each in tensors if each.ndim == 2]
+        if len({each.shape for each in flat}) > 1:
+            shapes = ", ".join(str(tuple(each.shape)) for each in flat)
+            raise ValueError(
+                f"the network puts out several tensors that may be the logits, {shapes}; pass output=function, lambda y: y[0] say"
+            )
+        return next(iter(flat), tensors[0] if tensors else output)
     return output

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import prod
+from math import log2, prod
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..theory.axes import Maps
-from .twin import unwrap
+from .facts import Facts, Told
 
 Axes = Literal["bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn"]
 AXES: tuple[Axes, ...] = ("bnhw", "bhwn", "bnt", "btn", "bndhw", "bdhwn")
@@ -17,13 +17,6 @@ PREFIXES = range(9)
 """How many class, distillation and register tokens are looked for in front of the tokens of positions."""
 PADDED = 8
 """How many more positions than the input's own a signal's maps may have: kernels of even size pad too much."""
-_LAST = nn.LayerNorm | nn.Linear | nn.Embedding
-_FIRST = (
-    nn.modules.conv._ConvNd
-    | nn.modules.batchnorm._BatchNorm
-    | nn.modules.pooling._MaxPoolNd
-    | nn.modules.pooling._AvgPoolNd
-)
 
 
 class AmbiguousError(ValueError):
@@ -80,34 +73,17 @@ class TargetLayer:
         return torch.cat([_rows(output[:, : self.prefix], maps), maps], 1) if self.prefix else maps.contiguous()
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What a network says of itself that helps to read its layers."""
-
-    output_fmt: str | None = None
-    prefix: int | None = None
-    first: bool = False
-    """Whether the layer itself, not only something in it, is a convolution or the like, whose maps come first."""
-
-    @classmethod
-    def of(cls, module: nn.Module, layer: nn.Module) -> "Facts":
-        """The facts of a network and one of its layers."""
-        prefix = getattr(module, "num_prefix_tokens", None)
-        first = isinstance(unwrap(layer), _FIRST)
-        return cls(getattr(module, "output_fmt", None), prefix if isinstance(prefix, int) else None, first)
-
-
 def place(
     name: str,
     shape: tuple[int, ...],
     size: tuple[int, ...],
     facts: Facts,
-    last: Callable[[], bool | None] = lambda: None,
+    tells: Callable[[], Told | None] = lambda: None,
     asked: Layout | None = None,
 ) -> TargetLayer:
     """The target layer that puts out `shape` for inputs with the spatial axes `size`.
 
-    `last` says, where it is asked, whether the last axis is the maps', if the kind of the layer tells: see `maps_last`.
+    `tells` is asked where there are several readings: see `told`.
 
     Raises
     ------
@@ -118,20 +94,28 @@ def place(
     """
     if len(shape) == 4 and len(size) == 2 and asked is None:
         return _read(name, shape, find_layout(shape, (size[0], size[1]), facts, name))
-    found = list(dict.fromkeys(_readings(name, shape, size, asked)))
+    prefix = facts.counted() if facts.prefix is None else facts.prefix
+    found = list(dict.fromkeys(_readings(name, shape, size, asked, prefix)))
     if not found and asked is not None:
         raise ValueError(
             f"layer {name!r} puts out {shape}, which {_asked(asked)} does not fit; leave layout out, and it is found"
         )
     if not found:
         raise ValueError(_no_maps(name, shape, size))
-    kind = last()
+    kind = tells() if len(found) > 1 else None
+    signal, even = len(size) == 1, shape[1] == shape[-1]
+    if kind is not None and signal and size[0] in kind.along and size[0] != shape[1]:
+        kind = None  # a linear layer as wide as the signal is long may run along it
+    if kind is not None and not signal and even and len(shape) == 3 and not facts.first:
+        kind = None  # a convolution's maps may have moved behind its positions
     for better in (
-        lambda t: kind is None or t.layout.endswith("n") == kind,
+        lambda t: kind is None or t.maps == kind.maps,
+        lambda t: kind is None or t.layout.endswith("n") == kind.last,
         lambda t: prod(t.positions) > 1,
         lambda t: _exact(t, size),
-        lambda t: len(size) < 2 or t.layout != "bnt",  # tokens come first, but for layers that say otherwise
-        lambda t: facts.prefix is None or t.prefix == facts.prefix,
+        lambda t: signal or t.layout != "bnt",  # tokens come first, but for layers that say otherwise
+        lambda t: facts.patch is None or _of_patches(t.positions, size, facts.patch),
+        lambda t: signal or prefix is None or t.prefix == prefix,
         lambda t: all(side % n == 0 for side, n in zip(size, t.positions, strict=False)),  # patches are whole pixels
     ):
         found = [target for target in found if better(target)] or found
@@ -143,36 +127,34 @@ def place(
     return found[0]
 
 
-def maps_last(root: nn.Module, layer: nn.Module) -> bool | None:
-    """Whether the kind of the last layer in it says that the maps are the last axis, or else of the one before it in `root`."""
-    modules = [unwrap(module) for module in root.modules()]
-    inside = list(unwrap(layer).modules())
-    before = modules[: next((i for i, module in enumerate(modules) if module is inside[0]), 0)]
-    for module in (*reversed(inside), *reversed(before)):
-        if isinstance(module, _LAST | _FIRST):
-            return isinstance(module, _LAST)
-    return None
-
-
-def find_layout(shape: tuple[int, ...], size: tuple[int, int], facts: Facts, name: str) -> Axes:
+def find_layout(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    facts: Facts,
+    name: str,
+) -> Axes:
     """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
 
-    The positions have the image's proportions, give or take one row or column. Where both readings or neither do,
-    timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the channels and the layer is no
-    convolution.
+    A convolution's maps come first. Of other layers the positions have the image's proportions, give or take one row or column.
+    Where both readings or neither do, timm's `output_fmt` decides; without it, maps first, unless the last axis looks like the
+    channels, or the layer's kind says otherwise.
 
     Raises
     ------
     AmbiguousError
         When that does not settle it.
     """
+    if facts.first:
+        return "bnhw"
     front, back = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
     if front != back:
         return "bnhw" if front else "bhwn"
     if facts.output_fmt in ("NHWC", "NCHW"):
         return "bhwn" if facts.output_fmt == "NHWC" else "bnhw"
     wide = shape[3] > max(shape[1], shape[2]) or (front and back and shape[1] == shape[2] == shape[3])
-    if wide and not facts.first:
+    if not (front or back) and (kind := facts.own()) is not None:
+        wide = kind.last or kind.maps not in (None, shape[1])
+    if wide:
         raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
             '(b, h, w, n); say which with layout="bnhw" or layout="bhwn"'
@@ -204,7 +186,9 @@ def as_layout(layout: Any) -> Layout | None:
     return layout if layout is None or isinstance(layout, Layout) else Layout(layout)
 
 
-def _readings(name: str, shape: tuple[int, ...], size: tuple[int, ...], asked: Layout | None) -> Iterator[TargetLayer]:
+def _readings(
+    name: str, shape: tuple[int, ...], size: tuple[int, ...], asked: Layout | None, known: int | None
+) -> Iterator[TargetLayer]:
     """Every way to read an output as maps of an input; with `asked`, those that agree with it."""
     for axes in AXES if asked is None else (asked.axes,):
         if len(axes) != len(shape):
@@ -221,7 +205,8 @@ def _readings(name: str, shape: tuple[int, ...], size: tuple[int, ...], asked: L
                 yield TargetLayer(name, axes, maps, asked.positions, prefix)
             continue
         for prefix in PREFIXES if asked is None or asked.prefix is None else (asked.prefix,):
-            if prefix == 0 or asked is not None or (len(size) > 1 and axes == "btn"):
+            # A signal's tokens may be as many as they like, so that only the network itself can tell of a prefix.
+            if prefix == 0 or asked is not None or (axes == "btn" and (len(size) > 1 or prefix == known)):
                 yield from (TargetLayer(name, axes, maps, grid, prefix) for grid in _grids(tokens - prefix, size))
 
 
@@ -262,6 +247,12 @@ def _named(target: TargetLayer) -> str:
 def _asked(layout: Layout) -> str:
     positions = f", positions={layout.positions}" if layout.positions else ""
     return f'layout=Layout("{layout.axes}"{positions}{"" if layout.prefix is None else f", prefix={layout.prefix}"})'
+
+
+def _of_patches(positions: tuple[int, ...], size: tuple[int, ...], patch: int) -> bool:
+    """Whether a position is as wide as a patch, or as several that were merged two by two."""
+    ratios = [side / (n * patch) for side, n in zip(size[-2:], positions[-2:], strict=True)]
+    return all(ratio >= 1 and ratio == 2 ** round(log2(ratio)) for ratio in ratios)
 
 
 def _no_maps(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> str:

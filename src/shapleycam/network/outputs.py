@@ -17,9 +17,10 @@ from .inputs import Output
 def segmentation(region: Tensor | Sequence[Sequence[bool]] | None = None, key: str = "out") -> Output:
     """Each class's mean logit over a region, (b, c), of a network that puts out (b, c, h, w), or a mapping with that at `key`.
 
-    `region` is a mask (H, W) or (b, H, W), of any size; None takes, for each class, the pixels where it is the likeliest, or all
-    where it is so nowhere: "why are these pixels of that class?" With a mask an image, explain the batch whole, by methods that
-    do not change the images; ScoreCAM, RISE and KernelSHAP take one image with one mask.
+    `region` is a mask (H, W) or (b, H, W), of any size; None is the whole picture. For "why are these pixels of class k?" it is
+    `scores.argmax(1) == k` of the network's scores for the picture: settled once, or each change of the picture would be asked
+    about pixels of its own. With a mask an image, explain the batch whole, by methods that do not change the images; ScoreCAM,
+    RISE and KernelSHAP take one image with one mask.
 
     Raises
     ------
@@ -34,7 +35,9 @@ def segmentation(region: Tensor | Sequence[Sequence[bool]] | None = None, key: s
         scores = _entry(output, key)
         if not isinstance(scores, Tensor) or scores.ndim != 4:
             raise ValueError(f"the network puts out {_shape(scores)}, expected the scores of each pixel, (b, c, h, w)")
-        shares = _where(scores, mask).to(scores.dtype)
+        if mask is None:
+            return scores.mean((2, 3))
+        shares = _shares(scores, mask).to(scores.dtype)
         return (scores * shares).sum((2, 3)) / shares.sum((2, 3)).clamp(min=1e-7)
 
     return logits
@@ -108,22 +111,17 @@ def _entry(output: Any, key: str) -> Any:
     return output
 
 
-def _where(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """The region of each class, (b or 1, c or 1, h, w)."""
-    if mask is not None:
-        wide = interpolate(
-            mask.to(scores.device, torch.float32).view(-1, 1, *mask.shape[-2:]), scores.shape[-2:], mode="area"
-        )
-        if len(scores) % len(wide):
-            raise ValueError(
-                f"region has {len(wide)} masks, expected one, or one for each of {len(scores)} images; with a mask an image name "
-                "the layer (layer=), which is looked for on the first image alone, and explain the batch whole"
-            )
-        return wide.repeat(len(scores) // len(wide), 1, 1, 1)  # the rows of a coalition are the whole batch
-    likeliest = scores.detach().argmax(1, keepdim=True) == torch.arange(scores.shape[1], device=scores.device).view(
-        -1, 1, 1
+def _shares(scores: Tensor, mask: Tensor) -> Tensor:
+    """How much of each pixel's is in the region, (b, 1, h, w)."""
+    wide = interpolate(
+        mask.to(scores.device, torch.float32).view(-1, 1, *mask.shape[-2:]), scores.shape[-2:], mode="area"
     )
-    return likeliest | ~likeliest.flatten(2).any(2)[:, :, None, None]
+    if len(scores) % len(wide):
+        raise ValueError(
+            f"region has {len(wide)} masks, expected one, or one for each of {len(scores)} images; with a mask an image name "
+            "the layer (layer=), which is looked for on the first image alone, and explain the batch whole"
+        )
+    return wide.repeat(len(scores) // len(wide), 1, 1, 1)  # the rows of a coalition are the whole batch
 
 
 def _near(boxes: Tensor, box: Sequence[float] | None, overlap: float) -> Tensor:

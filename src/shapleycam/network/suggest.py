@@ -1,20 +1,19 @@
 """Which layer to explain: the one that feeds the last spatial reduction, found by running the network once."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
 from dataclasses import dataclass
-from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..theory.utility import UTILITIES
-from .cut import CompositeAttention, named_layers
-from .inputs import Given, Inputs, Output, call, logits_of, size_of
-from .layout import Facts, TargetLayer, fits, maps_last, place
-from .twin import replaced, twin, unwrap
+from .cut import CompositeAttention
+from .ends import End, ends, once, placed_at
+from .facts import Facts
+from .inputs import Given, Inputs, Output, logits_of, size_of
+from .layout import AmbiguousError, TargetLayer, fits
+from .twin import replaced, unwrap
 
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
@@ -32,15 +31,6 @@ class Suggestion:
         return f"{self.layer}: {self.why}"
 
 
-@dataclass
-class _Seen:
-    """What a layer put out in the dry run, as a tensor that the run's graph goes through."""
-
-    name: str
-    module: nn.Module
-    output: Tensor
-
-
 def suggest(module: nn.Module, images: Given, output: Output | None = None) -> list[Suggestion]:
     """Layers that can be a target, best first.
 
@@ -53,10 +43,19 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
         When the network has no layer with maps on which its prediction depends.
     """
     module = unwrap(module)
-    seen, logits, often = _dry_run(module, images, output)
-    placed = [(each, layer) for each in seen if (layer := _placed(each, module, images)) is not None]
-    ranked = _ranked(placed, logits)
+    seen, ended, logits = _dry_run(module, images, output)
+    placed, doubtful = [], []
+    for each in seen:
+        try:
+            placed += [(each, layer)] if (layer := _placed(each, ended, module, images)) is not None else []
+        except AmbiguousError as error:
+            doubtful += [(each, error)] if len(each.shape or ()) != 4 else []
+    ranked = _ranked(placed, logits, output is not None)
+    _refuse_doubtful(doubtful, ended, ranked, logits)
     if not ranked or not ranked[0].gradient:
+        often = [
+            name for name, runs in Counter(each.name for each in ended if each.output is not None).items() if runs > 1
+        ]
         raise ValueError(
             f"no layer of {type(module).__name__} puts out maps of more than one position on which the prediction depends, so "
             "there is nothing to explain by position; "
@@ -70,35 +69,32 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
     return ranked
 
 
-def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[_Seen], Tensor, list[str]]:
-    """Every tensor that a layer which runs once puts out, in the order in which they end, the logits, and who runs often."""
-    runs: dict[str, list[_Seen | None]] = {}
+def _refuse_doubtful(
+    doubtful: list[tuple[End, AmbiguousError]], ended: list[End], ranked: list[Suggestion], logits: Tensor
+) -> None:
+    """Raise what was said of the last layer that can be read in several ways, if it ends behind the best and counts."""
+    names = [each.name for each in ended]
+    behind = names.index(ranked[0].layer.name) if ranked and ranked[0].gradient else -1
+    later = [each for each in doubtful if names.index(each[0].name) > behind]
+    slopes = _slopes([each for each, _ in later], logits)
+    if errors := [error for (_, error), slope in zip(later, slopes, strict=True) if slope is not None and slope.any()]:
+        raise errors[-1]
 
-    def record(name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(copied: nn.Module, given: Any, put_out: Any) -> Any:
-            known = runs.setdefault(name, [])
-            if not isinstance(put_out, Tensor) or not put_out.is_floating_point() or not put_out.requires_grad:
-                known.append(None)
-                return None
-            known.append(_Seen(name, layer, put_out))
-            return put_out.clone()  # what follows may write into it
 
-        return hook
-
-    cuttable = {n: m for n, m in named_layers(module).items() if not isinstance(m, torch.jit.ScriptModule)}
+def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[End], list[End], Tensor]:
+    """The layers that run once and put out what is made of the images, every end of a layer, and the logits."""
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(images.device.type, enabled=False),
         CompositeAttention(),
     ):
-        network = twin(module, {layer: record(name, layer) for name, layer in cuttable.items()})
         given, leaf = _tracked(images)
-        logits = logits_of(call(network, given), len(images), output)
-        once = [each for (each, *more) in runs.values() if each is not None and not more]
-        seen = _made_of([each.output for each in once], leaf)
-    often = [name for name, outputs in runs.items() if len(outputs) > 1 and outputs[-1] is not None]
-    return [each for each, made in zip(once, seen, strict=True) if made], logits, often
+        put_out, ended = ends(module, given)
+        logits = logits_of(put_out, len(images), output)
+        tracked = [each for each in once(ended) if each.output is not None]
+        made = _made_of([each.output for each in tracked if each.output is not None], leaf)
+    return [each for each, is_made in zip(tracked, made, strict=True) if is_made], ended, logits
 
 
 def _tracked(images: Given) -> tuple[Given, Tensor]:
@@ -131,26 +127,32 @@ def _made_of(outputs: list[Tensor], leaf: Tensor) -> list[bool]:
     return [known.get(output.grad_fn, False) for output in outputs]
 
 
-def _placed(seen: _Seen, module: nn.Module, images: Given) -> TargetLayer | None:
-    shape, size = tuple(seen.output.shape), size_of(images)
-    if shape[0] == len(images):
-        with suppress(ValueError):
-            facts = Facts.of(module, seen.module)
-            layer = place(seen.name, shape, size, facts, partial(maps_last, module, seen.module))
-            signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
-            # Convolutions that do not pad, and pooling along one axis, leave the proportions of an oblong image.
-            fitting = fits(layer.positions, size) or (layer.layout == "bnhw" and facts.first)
-            return layer if prod(layer.positions) > 1 and fitting and not signal else None
-    return None
+def _placed(end: End, ended: list[End], module: nn.Module, images: Given) -> TargetLayer | None:
+    if (layer := placed_at(end, ended, module, images)) is None:
+        return None
+    size, facts = size_of(images), Facts.of(module, end.module)
+    signal = layer.layout == "bnt" and len(size) > 1  # a detector's boxes, and their classes
+    # Convolutions that do not pad, and pooling along one axis, leave the proportions of an oblong image.
+    fitting = fits(layer.positions, size) or (layer.layout == "bnhw" and facts.first)
+    return layer if fitting and not signal else None
 
 
-def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Suggestion]:
-    if not placed or not logits.requires_grad:
-        return []
+def _slopes(some: list[End], logits: Tensor) -> list[Tensor | None]:
+    """U' of the predicted class at what each layer put out; None where it does not depend on that."""
+    outputs = [each.output for each in some if each.output is not None]
+    if not outputs or not logits.requires_grad:
+        return [None] * len(some)
     with torch.inference_mode(False), torch.enable_grad():
         predicted = logits.detach().argmax(1)
         utility = UTILITIES["rest" if logits.shape[1] > 1 else "pre-softmax"](logits, predicted).sum()
-        slopes = torch.autograd.grad(utility, [seen.output for seen, _ in placed], allow_unused=True)
+        return [*torch.autograd.grad(utility, outputs, allow_unused=True, retain_graph=True)]
+
+
+def _ranked(placed: list[tuple[End, TargetLayer]], logits: Tensor, of_pixels: bool) -> list[Suggestion]:
+    """`of_pixels` says that the logits may be made of class scores at every position."""
+    if not placed or not logits.requires_grad:
+        return []
+    slopes = _slopes([seen for seen, _ in placed], logits)
     found = [
         (seen, layer, 0.0 if slope is None else float(layer.maps_of(slope).abs().mean()))
         for (seen, layer), slope in zip(placed, slopes, strict=True)
@@ -159,11 +161,14 @@ def _ranked(placed: list[tuple[_Seen, TargetLayer]], logits: Tensor) -> list[Sug
     width = next((layer.maps for seen, layer, _ in found if not isinstance(seen.module, nn.Linear)), 0)
     blind = [layer.name for _, layer, size in found if not size]
 
-    def inner(each: tuple[_Seen, TargetLayer, float]) -> bool:
+    def inner(each: tuple[End, TargetLayer, float]) -> bool:
         # The residual stream is as wide as the last maps; queries, hidden layers and class scores are not. Values are: no Linear.
         seen, layer, _ = each
         inside = layer.layout == "btn" and (layer.maps != width or isinstance(seen.module, nn.Linear))
-        return inside or layer.maps == 1 or isinstance(seen.module, nn.Softmax)  # attention, as wide as it is high
+        scores = of_pixels and layer.maps == logits.shape[1]  # a segmentation's, which have little to explain
+        return (
+            inside or scores or layer.maps == 1 or isinstance(seen.module, nn.Softmax)
+        )  # attention, as wide as it is high
 
     found.sort(key=lambda each: (not each[2], inner(each), isinstance(each[0].module, _PASSIVE)))
     best = found[0][1]
@@ -175,7 +180,7 @@ def _why(layer: TargetLayer, size: float, best: TargetLayer, blind: list[str], i
         reads = "a class token alone is read behind it" if layer.prefix else "nothing behind it reads its positions"
         return f"its gradient is zero at every position: {reads}, so every heatmap is blank"
     if layer is not best:
-        return "inside a block: not as wide as the last maps" if inner else "ends earlier"
+        return "inside a block, or class scores: not as wide as the last maps" if inner else "ends earlier"
     if blind:
         return f"the last layer whose positions the prediction depends on; at {blind[0]}, which ends later, U' is zero"
     return "feeds the last spatial reduction"

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from operator import itemgetter
 from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 from weakref import ref
 
 import torch
 from torch import nn
-from torch.nn.modules import activation, batchnorm, conv, dropout, flatten, linear, normalization, pooling
+
+from .pure import HOOKS, shared
 
 Hook = Callable[[nn.Module, Any, Any], Any]
 Call = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -21,17 +21,8 @@ _STANDARD = list(vars(nn.Module()))
 """The attributes that every module has, and has first."""
 _TRAINING = ("training", "grad_checkpointing", "gradient_checkpointing", "use_checkpoint", "with_cp")
 """Off in the copy; a block that is run again to save memory runs out of sight of what makes attention differentiable."""
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-_state = itemgetter("training", "_backward_hooks", "_backward_pre_hooks", *_HOOKS)
-_AT_REST = _state(vars(nn.Module().eval()))
-_PURE = frozenset(
-    kind
-    for family in (activation, batchnorm, conv, dropout, flatten, linear, normalization, pooling)
-    for kind in vars(family).values()
-    if isinstance(kind, type) and issubclass(kind, nn.Module)
-)
-_PURE_FILES = {f"timm.layers.{name}" for name in ("activations", "drop", "mlp", "norm", "norm_act")}
-"""PyTorch's and timm's own layers, which in eval mode write nothing to themselves."""
+_CACHES = frozenset({"attention_bias_cache"})
+"""What timm's LeViT, EfficientFormer and TinyViT keep of their parameters once they are asked in eval mode."""
 _COMPILED = "_torchdynamo_orig_callable"
 _PLAIN = {bool, int, float, str, type(None), torch.Size}
 _HOLDING_NOTHING = _PLAIN | {torch.Tensor, nn.Parameter}
@@ -81,8 +72,10 @@ def twin(
         state = vars(old).copy()  # takes a tenth of the time of filling another
         object.__setattr__(new, "__dict__", state)
         for kind in ("_parameters", "_buffers"):
-            state[kind] = mine = state[kind].copy()
-            mine.update((name, _normal(t)) for name, t in mine.items() if t is not None and t.is_inference())
+            if mine := state[kind]:
+                state[kind] = {name: t if t is None else _normal(t) for name, t in mine.items()}
+            else:
+                state[kind] = {}
         state["_modules"] = {name: copies.get(child, child) for name, child in state["_modules"].items()}
         for name in names:
             state[name] = _renewed(_normal(state[name]), copies)
@@ -91,6 +84,8 @@ def twin(
         for name in _TRAINING:
             if name in state:
                 state[name] = False
+        for name in _CACHES.intersection(state):
+            state[name] = dict(state[name])
         state.pop("_compiled_call_impl", None)
     for old, hook in hooks.items():
         mine = vars(copies[old])["_forward_hooks"]
@@ -205,6 +200,7 @@ def _reached(
     All that `root` holds is looked at: as a submodule, in a list, or by a bound method.
     """
     copies, holding = {root: _blank(root)}, {root: list[str]()}
+    known: dict[nn.Module, bool] = {}
     queue = [root]
     while queue:
         holder = queue.pop()
@@ -218,7 +214,7 @@ def _reached(
                 holding[holder].append(name)
         for child in reached:
             module = unwrap(child) if type(child).__name__ in _WRAPPERS else child
-            if module not in copies and not _shared(module, changed):
+            if module not in copies and not shared(module, changed, known):
                 copies[module], holding[module] = _blank(module), []
                 queue.append(module)
             if module is not child:
@@ -228,20 +224,6 @@ def _reached(
 
 def _blank(module: nn.Module) -> nn.Module:
     return module if isinstance(module, torch.jit.ScriptModule) else object.__new__(type(module))
-
-
-def _shared(module: nn.Module, changed: Container[nn.Module]) -> bool:
-    """Whether the copy may run the module itself, with all that is in it."""
-    kind, state = type(module), vars(module)
-    if (kind not in _PURE and kind.__module__ not in _PURE_FILES) or module in changed:
-        return False
-    if "forward" in state or "_compiled_call_impl" in state or _state(state) != _AT_REST:
-        return False
-    tensors, parts = (*state["_parameters"].values(), *state["_buffers"].values()), state["_modules"].values()
-    for tensor in tensors:
-        if tensor is not None and tensor.is_inference():
-            return False
-    return not parts or all(_shared(part, changed) for part in parts if part is not None)
 
 
 def _candidates(module: nn.Module) -> list[tuple[str, Any]]:
@@ -255,7 +237,7 @@ def _candidates(module: nn.Module) -> list[tuple[str, Any]]:
         kind = type(value := state[name])
         if kind not in _PLAIN and not (kind is tuple and _PLAIN.issuperset(map(type, value))):
             found.append((name, value))
-    return found + [(name, state[name]) for name in _HOOKS if state[name]]
+    return found + [(name, state[name]) for name in HOOKS if state[name]]
 
 
 def _normal(value: Any) -> Any:
