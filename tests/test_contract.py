@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.levit import Levit
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -93,6 +94,11 @@ def swin() -> nn.Module:
         16, 2, num_classes=5, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=4, proj_drop_rate=0.5
     )
     return drawn(network)
+
+
+def levit() -> nn.Module:
+    """In eval mode its attention keeps the biases that it made of its parameters."""
+    return drawn(Levit(64, num_classes=5, embed_dim=(16, 16), key_dim=8, depth=(1, 1), num_heads=(2, 2)))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -353,6 +359,37 @@ RAISING: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[BaseExcep
     "images that the network cannot take": (cnn, {"images": torch.zeros(2, 4, 16, 16)}, RuntimeError),
     "images too small": (cnn, {"images": torch.zeros(2, 3, 4, 4)}, RuntimeError),
 }
+
+
+@pytest.mark.parametrize("place", ["in front of the cut", "the target layer", "behind the cut", "the utility"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_call_that_raises_inside_a_transformer_leaves_nothing_behind(name: str, place: str) -> None:
+    make, layer = NETWORKS[name]
+    network = with_gradients(make())
+    broken = {"in front of the cut": "patch_embed", "the target layer": layer, "behind the cut": "head"}.get(place)
+    if broken:
+        network.get_submodule(broken).register_forward_hook(stop)
+    in_mixed_modes(network)
+    x = images()
+    left = Left(network, x)
+    with pytest.raises(Stop):
+        explain(network, x, layer=layer, utility=stop if place == "the utility" else "rest")
+    left.check()
+
+
+def test_what_a_network_keeps_of_its_parameters_is_not_kept_for_it() -> None:
+    network, x = levit().train(), F.interpolate(images(), 64)
+    left = Left(network, x)
+    before = explain(network, x, methods="GradCAM")
+    left.check()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "attention_biases" in name:
+                parameter.normal_(0, 3, generator=torch.Generator().manual_seed(1))
+    after, fresh = explain(network, x, methods="GradCAM"), levit()
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(after.logits, explain(fresh, x, methods="GradCAM").logits)
+    assert not torch.equal(after.logits, before.logits)
 
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)

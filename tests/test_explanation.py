@@ -504,11 +504,43 @@ def test_gradients_that_are_not_finite_are_named() -> None:
 def test_map_that_overflows_is_named_though_its_maps_and_gradients_are_finite() -> None:
     x = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     x[0] *= 1e30
+    x[0, :, :, 2:] = -x[0, :, :, :2]  # so that the logits are finite
     net = Tail(lambda maps: torch.stack([maps[:, 0].mean((1, 2)) * s for s in (1e10, 1, 0)], 1) * torch.tensor(1.0))
     out = explain(net, x, layer="maps", methods=["RandomCAM", "HiResCAM"], utility="pre-softmax", targets=0, seed=1)
     assert [str(each) for each in out.warnings if each.reason == "non-finite"] == [
         "image 0, HiResCAM: NaN or infinity in the map, made of finite maps and gradients"
     ]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("name", "equal"), [("resnet18", True), ("vgg16", False)])
+def test_at_gap_means_over_the_positions_change_nothing_on_networks_that_pool_globally(name: str, equal: bool) -> None:
+    model = library.load_model(name, weights="random")
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    maps = explain(model, x, methods="paper", layer="gap").explanations
+    for one, other in (("HiResCAM", "GradCAM"), ("XGradCAM", "GradCAM"), ("ShapleyCAM-H", "ShapleyCAM")):
+        apart = (maps[one] - maps[other]).norm() / maps[other].norm()
+        assert (apart < 1e-4) == equal, f"{one} and {other}: {apart}"
+    if equal:
+        torch.testing.assert_close(maps["LayerCAM"], maps["GradCAM-E"])  # A >= 0
+
+
+def test_logits_that_are_not_finite_are_named() -> None:
+    net = Tail(lambda maps: pooled(maps) / torch.tensor([1.0, 0.0, 1.0])[: pooled(maps).shape[1]])
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    out = explain(net, x, layer="maps", methods="GradCAM", targets=0, utility="pre-softmax")
+    assert reasons(out) == [(0, None, "non-finite")]
+
+
+def test_saturation_is_named_whoever_names_the_utility_and_rounding_is_no_map() -> None:
+    x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.5
+    sure = Tail(lambda maps: pooled(maps) * 1e4)
+    for utility in ("post-softmax", UTILITIES["post-softmax"]):
+        assert (0, None, "saturated") in reasons(explain(sure, x, layer="maps", methods="GradCAM", utility=utility))
+    level = torch.ones(1, 3, 4, 4) * 5
+    level[0, 0, 0, 0] += 1e-6
+    out = explain(Tail(pooled), level, layer="maps", methods="GradCAM", targets=0, utility="pre-softmax")
+    assert (0, "GradCAM", "constant") in reasons(out)
 
 
 def test_utility_without_curvature_is_named_where_second_order_was_asked_for() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from small import living, noise
 from unchecked import library
 
-UTILITIES, contrast, explain, game, outputs = (
-    library.UTILITIES, library.contrast, library.explain, library.game, library.outputs,
+UTILITIES, contrast, explain, game, measure, outputs = (
+    library.UTILITIES, library.contrast, library.explain, library.game, library.measure, library.outputs,
 )  # fmt: skip
 
 
@@ -145,8 +145,23 @@ def test_contrast_is_the_difference_of_logits(a: int | None, b: Any) -> None:
 
 
 def test_a_contrast_of_the_target_with_itself_is_refused() -> None:
-    with pytest.raises(ValueError, match="contrast of a class with itself, 3; name other classes than the target"):
-        contrast(b=3)(torch.zeros(2, 5), torch.tensor([1, 3]))
+    with pytest.raises(
+        ValueError, match=r"contrast\(None, 3, 0.6\) of a class with itself, 3; name other classes than the"
+    ):
+        explain(classifier(5), noise(2, 3, 12, 12), layer="1", targets=[1, 3], utility=contrast(b=3))
+
+
+def test_a_contrast_is_about_its_class_in_all_that_is_said_and_measured() -> None:
+    network, x, other = classifier(4), noise(3, 3, 12, 12), {"layer": "1", "utility": contrast(2, 0)}
+    found = measure(network, x, methods=["HiResCAM"], **other)
+    assert found.targets.tolist() == found.out.targets.tolist() == [2, 2, 2]
+    torch.testing.assert_close(found.full, network(x).softmax(1)[:, 2])
+    assert (found.discrimination < 1).all()  # the least likely class is explained against 0 as well
+    assert game(network, x[:1], **other).target == 2
+    with pytest.raises(ValueError, match=r"targets are \[1, 1, 1\], and contrast\(2, 0, 0.6\) is about class 2"):
+        explain(network, x, targets=1, **other)
+    of_two = measure(classifier(2), x, methods=["HiResCAM"], layer="1", targets=0, utility=contrast(b=1))
+    assert of_two.discrimination.isfinite().all()
 
 
 def test_contrasts_that_are_none_are_refused() -> None:
@@ -213,13 +228,17 @@ def test_each_image_has_its_own_region_wherever_the_network_runs() -> None:
         _ = second.empty
 
 
-def test_segmentation_without_a_region_takes_the_pixels_of_the_class() -> None:
+def test_segmentation_without_a_region_asks_every_change_of_a_picture_about_the_same_pixels() -> None:
     network, x = segmenter(), noise(1, 3, 13, 13)
-    scores = network(x)["out"][0]
-    found = outputs.segmentation()({"out": scores[None]})[0]
-    for c in range(4):
-        where = scores.argmax(0) == c
-        torch.testing.assert_close(found[c], scores[c][where].mean() if where.any() else scores[c].mean())
+    whole, options = torch.ones(13, 13), {"layer": "act", "methods": ["AumannCAM", "ScoreCAM"], "targets": 2}
+    wanted = explain(network, x, output=outputs.segmentation(whole), **options).explanations
+    for name, found in explain(network, x, output=outputs.segmentation(), **options).explanations.items():
+        torch.testing.assert_close(found, wanted[name])
+
+
+def test_a_segmenter_is_not_explained_at_its_own_class_scores() -> None:
+    out = explain(segmenter(), noise(1, 3, 13, 13), output=outputs.segmentation(), methods="GradCAM")
+    assert out.layer.name == "act"
 
 
 def test_segmentations_that_are_none_are_refused() -> None:

@@ -90,6 +90,15 @@ def test_attention_is_trained_towards_a_region() -> None:
     assert network.training
 
 
+def test_what_is_behind_a_frozen_head_is_trained_by_the_logits_too() -> None:
+    network, x = Residual(), torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    network.before.requires_grad_(False)
+    network.maps.requires_grad_(False)
+    out = explain(network, x, layer="maps", methods="GradCAM", create_graph=True)
+    (slope,) = torch.autograd.grad(F.cross_entropy(out.logits, torch.tensor([1, 2])), network.head.weight)
+    assert slope.abs().max() > 0
+
+
 def test_second_order_is_not_trained_on() -> None:
     with pytest.raises(
         ValueError, match=r"create_graph=True covers methods of first order and of the path, not ShapleyCAM:"

@@ -170,7 +170,7 @@ def expand_images(
         replay="path" in ingredients or not SEARCHES.keys().isdisjoint(names),
         create_graph=create_graph,
     )
-    classes = resolve_targets(targets, forward.logits.detach())
+    classes = resolve_targets(targets, forward.logits.detach(), utility)
 
     def noise() -> Maps:
         return random_weights(keys(), forward.leaf, seed, stream)
@@ -227,7 +227,7 @@ def explained(
         heatmaps=LazyHeatmaps(explanations, size_of(images)),
         explanations=explanations,
         targets=targets,
-        logits=forward.logits if forward.leaf.grad_fn is not None else forward.logits.detach(),
+        logits=forward.logits.detach(),
         layer=forward.layer,
         utility=utility[0],
         preprocess=model.preprocess if isinstance(model, Model) else None,

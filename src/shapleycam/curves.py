@@ -12,6 +12,7 @@ from torch.nn.functional import conv2d
 
 from .network.arguments import check_pictures, resolve_targets, resolve_utility
 from .network.cut import inference
+from .network.inputs import Output
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Images, Utilities
 from .theory.utility import Utility, confidence
@@ -31,6 +32,7 @@ def insertion(
     *,
     steps: int = 100,
     utility: str | Utility = "rest",
+    output: Output | None = None,
 ) -> Utilities:
     """Area under the target's probability while a blurred image turns sharp, (b,) in [0, 1]; higher is better.
 
@@ -38,7 +40,7 @@ def insertion(
 
     Parameters
     ----------
-    images, targets
+    images, targets, output
         As in `explain`.
     heatmaps
         Of any method and origin, (b, H, W).
@@ -61,7 +63,7 @@ def insertion(
     >>> sc.insertion(model, images, out.heatmaps["GradCAM"], out.targets, steps=4).shape
     torch.Size([2])
     """
-    share, images = checked(model, images, heatmaps, targets, utility)
+    share, images = checked(model, images, heatmaps, targets, utility, output)
     return area(exchange(share, blurred(images), images, heatmaps, steps))
 
 
@@ -73,12 +75,13 @@ def deletion(
     *,
     steps: int = 100,
     utility: str | Utility = "rest",
+    output: Output | None = None,
 ) -> Utilities:
     """Area under the target's probability while the image's pixels turn to zero, (b,) in [0, 1]; lower is better.
 
     Zero is the mean colour, for images are normalised. Parameters, cost and errors are those of `insertion`.
     """
-    share, images = checked(model, images, heatmaps, targets, utility)
+    share, images = checked(model, images, heatmaps, targets, utility, output)
     return area(exchange(share, images, torch.zeros_like(images), heatmaps, steps))
 
 
@@ -135,6 +138,7 @@ def checked(
     heatmaps: Heatmaps,
     targets: int | str | Sequence[int] | Tensor | None,
     utility: str | Utility,
+    output: Output | None = None,
 ) -> tuple[Share, Images]:
     """What gives the probabilities of a model's targets, and its images without a graph."""
     check_pictures(model, images)
@@ -145,7 +149,7 @@ def checked(
             f"heatmaps have shape {tuple(heatmaps.shape)}, expected one on each image, "
             f"{(len(images), *images.shape[2:])}; what sc.explain gives in out.heatmaps[method] fits"
         )
-    infer, images = inference(model.module if isinstance(model, Model) else model), images.detach()
-    logits = infer(images)
-    known = confidence(resolve_utility(utility)[1], logits, resolve_targets(targets, logits))
+    infer, images = inference(model.module if isinstance(model, Model) else model, output), images.detach()
+    logits, function = infer(images), resolve_utility(utility)[1]
+    known = confidence(function, logits, resolve_targets(targets, logits, function))
     return lambda some, places: known(infer(some), places), images

@@ -199,7 +199,7 @@ def explain(
         )
         lazy = LazyHeatmaps(smooth.mean, size_of(given))
         out = replace(out, explanations=smooth.mean, heatmaps=lazy, deviations=smooth.deviation)
-    return replace(out, heatmaps=dict(out.heatmaps))
+    return replace(out, heatmaps=dict(out.heatmaps), logits=found[0].logits if create_graph else out.logits)
 
 
 def _refuse_untrainable(names: Sequence[str], samples: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .theory.cams import Method, mean
 from .theory.crg import INGREDIENTS, Expansion, efficiency_gap
+from .theory.utility import log_softmax, post_softmax
 
 if TYPE_CHECKING:
     from .batch import Explanation
@@ -72,13 +73,18 @@ def _level(part: Tensor) -> Tensor:
 def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
     """Every reason, method by method; `Explanation.warnings` has them in the order of the images."""
     signs = {name: values.tolist() for name, values in out.signs.items()}
+    signs["finite"] = (out.signs["finite"] & out.logits.isfinite().all(1)).tolist()
+    softmax = out.nobody.utility in (post_softmax, log_softmax)
     confident = out.logits.cpu().double().softmax(1).gather(1, out.targets.cpu()[:, None])[:, 0].tolist()
     for image, (finite, target) in enumerate(zip(signs["finite"], out.targets.tolist(), strict=True)):
         if not finite:
             yield ImageWarning(
-                image, None, "non-finite", f"NaN or infinity in the maps or gradients of {out.layer.name}"
+                image,
+                None,
+                "non-finite",
+                f"NaN or infinity in the maps or gradients of {out.layer.name}, or in the logits",
             )
-        elif out.utility in ("post-softmax", "log-softmax") and 1 - confident[image] < SATURATED:
+        elif softmax and 1 - confident[image] < SATURATED:
             yield ImageWarning(
                 image,
                 None,
@@ -110,16 +116,16 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 )
             elif finite and high[image] <= 0:
                 yield ImageWarning(image, method, "blank", _blank(out, image, low[image], high[image]))
-            elif finite and high[image] < DIM:
-                yield ImageWarning(image, method, "blank", _dim(out, high[image]))
-            elif finite and high[image] == low[image]:
+            elif finite and high[image] - max(low[image], 0) <= 32 * torch.finfo(explanations.dtype).eps * high[image]:
                 yield ImageWarning(
                     image, method, "constant", f"the map has the same value, {high[image]:.3g}, at every position"
                 )
+            elif finite and high[image] - max(low[image], 0) < DIM:
+                yield ImageWarning(image, method, "blank", _dim(out, high[image]))
 
 
 def _dim(out: "Explanation", high: float) -> str:
-    softmax = '; utility="rest" does not saturate' if out.utility in ("post-softmax", "log-softmax") else ""
+    softmax = '; utility="rest" does not saturate' if out.nobody.utility in (post_softmax, log_softmax) else ""
     return (
         f"the map is blank or dim: its largest share is {high:.3g}, so {out.utility} hardly changes with the maps of "
         f"{out.layer.name}{softmax}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from .curves import Curve, Share, checked, probabilities, ranked
+from .network.inputs import Output
 from .network.zoo import Model
 from .theory.axes import Heatmaps, Images, Utilities
 from .theory.utility import Utility
@@ -38,6 +39,7 @@ def road(
     noise: float = 0.01,
     seed: int = 0,
     utility: str | Utility = "rest",
+    output: Output | None = None,
 ) -> Utilities:
     """How much more the target's probability suffers without the hottest pixels than without the coldest, (b,) in [-0.5, 0.5].
 
@@ -46,7 +48,7 @@ def road(
 
     Parameters
     ----------
-    images, heatmaps, targets, utility
+    images, heatmaps, targets, utility, output
         As in `insertion`.
     percentiles
         How many pixels of a hundred are left, each in (0, 100).
@@ -58,7 +60,7 @@ def road(
     ValueError
         When heatmaps do not lie on the images, for no percentile or one that leaves nothing or all, and as `explain`.
     """
-    share, images = checked(model, images, heatmaps, targets, utility)
+    share, images = checked(model, images, heatmaps, targets, utility, output)
     if not percentiles or not all(0 < percent < 100 for percent in percentiles):
         raise ValueError(f"percentiles is {list(percentiles)}, expected one or more between 0 and 100")
     hottest, coldest = (painted(share, images, some, percentiles, noise, seed) for some in (heatmaps, -heatmaps))

@@ -148,7 +148,7 @@ def game(
     forward = run(cut, given, replay=True)
     assert forward.tail is not None
     logits = forward.logits.detach()
-    classes = resolve_targets(target, logits)
+    classes = resolve_targets(target, logits, function)
     function = settled(function, logits, classes)
     maps = forward.leaf.detach()
     regions = _regions(players, forward.layer.positions).to(maps.device)

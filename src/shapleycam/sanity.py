@@ -42,6 +42,7 @@ def randomisation(
     methods: str | Iterable[str] = "ShapleyCAM",
     layer: str | nn.Module | None = None,
     layout: Axes | Layout | None = None,
+    output: Output | None = None,
     targets: int | str | Sequence[int] | Tensor | None = None,
     utility: str | Utility = "rest",
     layers: Sequence[str] | None = None,
@@ -55,7 +56,7 @@ def randomisation(
 
     Parameters
     ----------
-    model, images, methods, layer, layout, targets, utility
+    model, images, methods, layer, layout, output, targets, utility
         As in `explain`.
     layers
         Names of submodules to draw anew, one after the other, each with all that is in it: ("fc", "layer4", "layer3"). None takes
@@ -76,12 +77,14 @@ def randomisation(
     torch.Size([1, 2])
     """
     wanted = [methods] if isinstance(methods, str) else list(methods)
-    trained = explain(model, images, methods=wanted, layer=layer, layout=layout, targets=targets, utility=utility)
+    trained = explain(
+        model, images, methods=wanted, layer=layer, layout=layout, output=output, targets=targets, utility=utility
+    )
     module = unwrap(model.module if isinstance(model, Model) else model)
     names = list(layers) if layers is not None else weighted(module, images)
     found: dict[str, list[Tensor]] = {name: [] for name in trained.heatmaps}
     for forgetful in cascade(module, names, draw, seed):
-        for name, each in outlasting(model, images, trained, forgetful, utility=utility).items():
+        for name, each in outlasting(model, images, trained, forgetful, output=output, utility=utility).items():
             found[name].append(each)
     return Randomisation(tuple(names), {name: torch.stack(rows, 1) for name, rows in found.items()})
 
@@ -124,7 +127,7 @@ def redrawn(module: nn.Module, shape: Sequence[int], seed: int) -> nn.Module:
         torch.no_grad(),
         torch.autocast(next(module.parameters()).device.type, enabled=False),
     ):
-        copy = deepcopy(unwrap(module)).eval()
+        copy = deepcopy(unwrap(module)).train().eval()  # which drops what some networks keep of their parameters
         draw_weights(copy, shape, seed)
     return copy
 
@@ -141,7 +144,7 @@ def cascade(
     """
     targets = [CutNetwork(module, name).name for name in names]
     with torch.inference_mode(False), torch.no_grad():
-        forgetful = deepcopy(module)
+        forgetful = deepcopy(module).train().eval()  # which drops what some networks keep of their parameters
     for place, name in enumerate(targets):
         draw(forgetful.get_submodule(name), seed + place)
         yield forgetful

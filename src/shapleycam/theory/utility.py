@@ -50,9 +50,16 @@ class Settled:
     look: Callable[[Logits, Targets], Tensor]
     """What is settled, from the logits for the whole images: (b, ...)."""
     worth: Callable[[Logits, Targets, Tensor], Utilities]
+    target: int | None = None
+    """The class that it is about, where it is about one whatever is predicted."""
+    against: tuple[int, ...] = ()
+    """Classes that the target cannot be."""
 
     @property
     def __name__(self) -> str:
+        return self.name
+
+    def __str__(self) -> str:
         return self.name
 
     def __call__(self, logits: Logits, targets: Targets) -> Utilities:
@@ -128,34 +135,32 @@ def confidence(
 def contrast(a: int | None = None, b: int | Sequence[int] | None = None, gamma: float = 0.6) -> Utility:
     """Why class a and not b: y_a - gamma times the mean of y_b, as in Finer-CAM (Zhang et al. 2025).
 
-    `a` None is the target, `b` None the likeliest other class; `gamma` in [0, 1], 0 for a alone.
+    `a` is then the target, which may be left out; None takes the target that is given. `b` None is the likeliest other class;
+    `gamma` in [0, 1], 0 for a alone.
     """
     if not (a is None or isinstance(a, int)) or not (b is None or isinstance(b, int | Sequence)) or isinstance(b, str):
         raise TypeError(f"contrast is of {a!r} and {b!r}, expected class indices")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma is {gamma}, expected a share from 0 (class a alone) to 1 (the plain difference)")
-    others = [b] if isinstance(b, int) else None if b is None else list(b)
-    if others is not None and (not others or a in others):
+    others = () if b is None else (b,) if isinstance(b, int) else tuple(b)
+    if b is not None and (not others or a in others):
         raise ValueError(f"b is {b!r}, expected one or more classes other than a, {a}")
 
     def look(logits: Logits, targets: Targets) -> Tensor:
-        wanted = (targets if a is None else torch.full_like(targets, a))[:, None]
-        named = [*wanted.flatten().tolist(), *(others or ())]
-        if max(named) >= logits.shape[1] or min(named) < 0 or logits.shape[1] < 2:
+        wanted = targets[:, None]
+        if max(0, *others, a or 0) >= logits.shape[1] or min(0, *others, a or 0) < 0 or logits.shape[1] < 2:
             raise ValueError(f"contrast of classes {a} and {b}; the network has classes 0 to {logits.shape[1] - 1}")
-        if others is None:
-            rest = logits.scatter(1, wanted, -torch.inf).argmax(1, keepdim=True)
-        else:
-            rest = torch.tensor(others, device=logits.device).expand(len(logits), -1)
-            if (wanted == rest).any():
-                raise ValueError(f"contrast of a class with itself, {b!r}; name other classes than the target as b")
-        return torch.cat([wanted, rest], 1)
+        likeliest = logits.scatter(1, wanted, -torch.inf).argmax(1, keepdim=True)
+        rest = torch.tensor(others, device=logits.device).expand(len(logits), -1) if others else likeliest
+        return torch.cat(
+            [wanted, torch.where(rest == wanted, likeliest, rest)], 1
+        )  # what b is measured against is no b
 
     def worth(logits: Logits, targets: Targets, classes: Tensor) -> Utilities:
         scores = logits.gather(1, classes)
         return scores[:, 0] - gamma * scores[:, 1:].mean(1)
 
-    return Settled(f"contrast({a}, {b}, {gamma})", look, worth)
+    return Settled(f"contrast({a}, {b}, {gamma})", look, worth, a, others)
 
 
 UTILITIES: Mapping[str, Utility] = MappingProxyType(
