@@ -477,6 +477,19 @@ def test_an_image_that_the_network_answers_with_nan_spoils_no_other() -> None:
         torch.testing.assert_close(*others, rtol=0, atol=1e-5)
 
 
+def test_a_heatmap_of_the_explanation_map_that_is_not_finite_is_no_incoherent_one() -> None:
+    class Steep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt().mean((2, 3)) @ torch.eye(3)[:, :2]
+
+    net = nn.Sequential(nn.Identity(), Steep()).eval()
+    x = images().abs() + 0.1  # its explanation map has zeros, where the square root has no slope
+    found = sc.measure(net, x[:, :3], layer="0", methods=["HiResCAM", "FakeCAM"])
+    assert found.kept.isfinite().all()
+    assert found.coherency[:, 0].isnan().all()
+    assert (found.coherency[:, 1] == 1).all()
+
+
 # RandomCAM
 
 

@@ -149,8 +149,9 @@ def measure(
         model, cut, images, maps, targets, named, keyed, seed, (progress, budget, remembered(plain))
     )
     more = {name: MORE[name] for name in asked if name in MORE}
+    kept_cut = cut.kept(own=SEARCHES.keys().isdisjoint(maps))
     scoring = Scoring(
-        names, images, behind, cut.kept(), infer or plain, named[1], keyed, seed, out, tuple(more.values()), plain,
+        names, images, behind, kept_cut, infer or plain, named[1], keyed, seed, out, tuple(more.values()), plain,
         (progress, budget),
     )  # fmt: skip
     kept, deleted, coherency, complexity, *others = scoring.table().mT

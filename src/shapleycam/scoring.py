@@ -1,6 +1,6 @@
 """Heatmaps scored on the network that they explain: masked images, passes, and what the metrics make of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -20,14 +20,14 @@ from .theory import metrics
 from .theory.axes import Heatmaps, Images, Logits, Targets, Utilities
 from .theory.baselines import BASELINES
 from .theory.cams import nearest
-from .theory.heatmap import heatmap, rescale
+from .theory.heatmap import coherency, heatmap, rescale
 from .theory.utility import Utility, confidence, fixed
 
 Masking = Literal["normalised", "raw"]
 Metric = Callable[..., Utilities]
 EQUAL = 1e-6
 """Heatmaps that differ by no more than this are measured once."""
-CLOSE = 1e-3
+CLOSE = 1e-5
 """Explanation maps scaled to [0, 1] that differ by more than this have heatmaps that differ by more than `EQUAL`."""
 MORE: Mapping[str, Metric] = {"insertion": insertion, "deletion": deletion, "road": road}
 """Metrics of a heatmap beside the six, which cost passes of their own."""
@@ -111,42 +111,52 @@ class Scoring:
 
     def _score(self, which: Int64[Tensor, " k"], place: Int64[Tensor, " k"]) -> Float[Tensor, "scores k"]:
         """The same of the heatmaps of method `which[i]` on image `place[i]`."""
-        maps = self._each_by_its_method(which, lambda name: self.out.explanations[name][place])
+        groups = list(self._groups(which))
+        maps = _joined([self._heatmaps(name, place[rows]) for name, rows in groups])
         whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
-        kept, again = self._explain_again(masked(images, maps, self.background), targets, which, place)
+        kept, coherency = self._explain_again(masked(images, maps, self.background), targets, groups, place)
         deleted = self.share(self.infer(masked(images, 1 - maps, self.background)), place)
         with torch.autocast(images.device.type, enabled=False):
             more = [metric(_Plain(self.plain), images, maps, targets, utility=self.utility) for metric in self.more]
-        return torch.stack([kept, deleted, metrics.coherency(maps, again), metrics.complexity(maps), *more])
+        return torch.stack([kept, deleted, coherency, metrics.complexity(maps), *more])
 
     def _explain_again(
-        self, kept: Images, targets: Targets, which: Tensor, place: Tensor
-    ) -> tuple[Utilities, Heatmaps]:
-        """Probabilities of the targets on explanation maps, and their own heatmaps by the same methods."""
-        names = [name for i in which.unique().tolist() if (name := self.names[i]) not in BASELINES]
+        self, kept: Images, targets: Targets, groups: Sequence[tuple[str, slice]], place: Tensor
+    ) -> tuple[Utilities, Utilities]:
+        """Probabilities of the targets on explanation maps, and how far the same methods explain these alike: see `coherency`."""
+        names = [name for name, _ in groups if name not in BASELINES]
         keys = lambda: self.keys()[place]  # noqa: E731
         utility = fixed(self.utility, self.out.logits[place], targets)  # which asks what was asked of the whole image
         forward, _, expansion = expand_images(self.cut, kept, names, targets, utility, keys, self.seed, stream=1)
         found = explanations_of(
             self.cut, kept, names, utility, keys, self.seed, forward, targets, expansion, *self.searching
         )
-        again = self._each_by_its_method(which, found.__getitem__)
-        return self.share(forward.logits.detach(), place), again
+        share = self.share(forward.logits.detach(), place)
 
-    def _each_by_its_method(self, which: Tensor, explain: Callable[[str], Tensor]) -> Heatmaps:
-        """Heatmaps of k pairs in the order of their methods, each by its own; a baseline's is always the same."""
-        parts: list[Tensor] = []
+        def alike(name: str, rows: slice) -> Utilities:
+            if name in BASELINES:  # which are always the same
+                return torch.ones_like(share[rows])
+            return coherency(self.out.explanations[name][place[rows]], found[name][rows], self.size).to(share)
+
+        return share, _joined([alike(*group) for group in groups])
+
+    def _groups(self, which: Tensor) -> Iterator[tuple[str, slice]]:
+        """The methods of k pairs that are in their order, each with its rows."""
+        start = 0
         for i, count in zip(*(each.tolist() for each in which.unique_consecutive(return_counts=True)), strict=True):
-            start = sum(map(len, parts))
-            if (name := self.names[i]) in BASELINES:
-                baseline = BASELINES[name](*self.size).to(
-                    which.device, torch.promote_types(self.images.dtype, torch.float32)
-                )
-                parts.append(baseline.expand(count, -1, -1))
-            else:
-                parts.append(heatmap(explain(name)[start : start + count], self.size))
-        return torch.cat(parts)
+            yield self.names[i], slice(start, start + count)
+            start += count
+
+    def _heatmaps(self, name: str, place: Int64[Tensor, " k"]) -> Heatmaps:
+        if name in BASELINES:
+            wide = torch.promote_types(self.images.dtype, torch.float32)
+            return BASELINES[name](*self.size).to(place.device, wide).expand(len(place), -1, -1)
+        return heatmap(self.out.explanations[name][place], self.size)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class _Plain(nn.Module):
@@ -162,7 +172,8 @@ class _Plain(nn.Module):
 
 def _first_of_equals(names: Sequence[str], out: Explanation, size: tuple[int, int]) -> Int64[Tensor, "m b"]:
     """For each method and image the first method in the list with the same heatmap there."""
-    maps = [(place, out.explanations[name]) for place, name in enumerate(names) if name in out.explanations]
+    # A random map that happens to be another's is drawn anew for the explanation map.
+    maps = [(i, out.explanations[n]) for i, n in enumerate(names) if n in out.explanations and n != "RandomCAM"]
     methods = [(place, each, rescale(each.relu())) for place, each in maps]
     first = torch.arange(len(names), device=out.logits.device)[:, None].repeat(1, len(out.targets))
     for (earlier, one, scaled), (later, other, beside) in combinations(methods, 2):

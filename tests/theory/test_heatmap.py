@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shapleycam.theory.heatmap import heatmap, rescale
+from shapleycam.theory import metrics
+from shapleycam.theory.heatmap import coherency, heatmap, rescale
 
 SIDES = st.integers(1, 6)
 PIXELS = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -142,3 +143,20 @@ def test_heatmap_does_not_write_into_the_explanation():
     before = e.clone()
     heatmap(e, (8, 10))
     assert torch.equal(e, before)
+
+
+@pytest.mark.parametrize(
+    ("positions", "size"), [((7, 7), (224, 224)), ((5, 3), (40, 31)), ((6, 8), (6, 8)), ((9, 9), (5, 4))]
+)
+def test_coherency_of_explanation_maps_is_that_of_their_heatmaps(
+    positions: tuple[int, int], size: tuple[int, int]
+) -> None:
+    one, other = torch.randn(2, 6, *positions, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other[1], other[2] = one[1], -one[2]
+    one[3], other[4], other[5, 0, 0] = -1, 2, torch.nan
+    found = coherency(one, other, size)
+    wanted = metrics.coherency(heatmap(one, size), heatmap(other, size))
+    torch.testing.assert_close(found[:5], wanted[:5], rtol=0, atol=1e-9)
+    assert found[[3, 4]].tolist() == [0, 0]
+    assert found[5].isnan()
+    torch.testing.assert_close(coherency(one.float(), other.float(), size)[:5], wanted[:5].float(), rtol=0, atol=2e-6)

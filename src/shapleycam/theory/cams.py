@@ -34,8 +34,10 @@ def share(w: Maps, a: Maps) -> Weights:
 
 def plus_plus(w: Maps, a: Maps) -> Weights:
     """GradCAM++'s weights: Eq. (19) of Chattopadhyay et al. 2018, with 1e-6 in the divisor."""
-    alpha = w**2 / (2 * w**2 + a.sum(_positions(a), keepdim=True) * w**3 + 1e-6)
-    return torch.where(w == 0, 0, alpha * w.relu()).sum(_positions(w), keepdim=True)
+    square = w * w
+    cube = square * w
+    divisor = torch.addcmul(2 * square + 1e-6, a.sum(_positions(a), keepdim=True), cube)
+    return torch.where(w <= 0, 0, cube / divisor).sum(_positions(w), keepdim=True)
 
 
 @dataclass(frozen=True)

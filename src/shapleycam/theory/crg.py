@@ -7,6 +7,7 @@ E = sum_i W^i * A^i with the coefficients W of one of the orders below.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -41,6 +42,11 @@ class Expansion:
     noise: Weights | None = None
     """One number in [-1, 1) an image and map, (b, n, 1, ...): RandomCAM's weights."""
 
+    @cached_property
+    def reserved(self) -> Maps:
+        """U' - HX / 2, which three methods look at."""
+        return torch.sub(_asked(self.gradient), _asked(self.hvp), alpha=0.5)
+
 
 def first_order(expansion: Expansion) -> Maps:
     """W = U', Eq. (10): exact Shapley values where the utility is linear in the players."""
@@ -49,7 +55,7 @@ def first_order(expansion: Expansion) -> Maps:
 
 def second_order(expansion: Expansion) -> Maps:
     """W = U' - HX / 2, Eq. (14): exact Shapley values where the utility is quadratic in the players."""
-    return _asked(expansion.gradient) - _asked(expansion.hvp) / 2
+    return expansion.reserved
 
 
 def path_order(expansion: Expansion) -> Maps:
