@@ -3,6 +3,7 @@
 import errno
 import io
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,25 @@ def test_several_processes_have_one_line_with_the_speed_of_each_and_their_failur
     )
     for rank in range(2, 8):
         standing(Step(unit, 15 * rank, (), f"rank {rank}"))
-    assert standing.speed() == "16.5 pictures/s (8 processes, 1.0 to 3.5 each)"
+    assert standing.speed().startswith("16.5 pictures/s (rank 0 1.0, rank 1 2.0, rank 2 1.0, rank 3 1.5, ")
+    assert standing.speed(named=False) == "16.5 pictures/s (8 x 1.0 to 3.5)"
+    for rank in range(8, 17):
+        standing(Step(unit, 60, (), f"rank {rank}"))
+    assert standing.speed() == "34.5 pictures/s (17 processes, 1.0 to 3.5 each)"
     standing(Step(unit, 10_000, (), "rank 1"))  # what a killed process had done is done again
     assert standing.done == 1000
+
+
+def test_a_log_speaks_while_a_batch_takes_longer_than_half_a_minute() -> None:
+    file, now = io.StringIO(), [0.0]
+    standing = progress.Standing(10, 0, "me", clock=lambda: now[0])
+    with progress.Log(Console(file=file), standing) as log:
+        log(Step(Unit("swin_t", "gap", "rest", 0), 1))
+        now[0] = 40.0
+        deadline = time.monotonic() + 30
+        while not file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert file.getvalue() == "1 of 10 pictures, 0.0 pictures/s, 0:06:00 left, swin_t gap rest\n"
 
 
 def test_pictures_that_were_on_disk_are_done_but_make_nothing_faster() -> None:
@@ -100,8 +117,17 @@ def test_a_bar_fits_a_narrow_terminal_with_all_its_numbers(processes: int) -> No
         for number in range(processes):
             now[0] += 30.0
             watch(Step(Unit("efficientnet_lite0", "conv", "log-softmax", 0), 5000, ("x",), f"rank {number}"))
+    assert file.getvalue().count("efficientnet_lite0 conv log-softmax") == 1
     for words in (f"{5000 * processes}/1200000", standing.speed(named=False), f"{standing.left()} left", "failure"):
         assert words in file.getvalue()
+
+
+def test_a_narrow_terminal_has_a_bar_too() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system=None)
+    with progress._bar(console, progress.Standing(10, 0, "here")) as watch:
+        watch(Step(Unit("swin_t", "gap", "rest", 0), 5))
+    assert "━━" in file.getvalue()
 
 
 def test_a_second_signal_ends_it_at_once_with_its_own_code() -> None:

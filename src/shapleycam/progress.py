@@ -13,6 +13,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from .bench.address import reach
 from .bench.allocator import keep_freed
 from .bench.configuration import Configuration, Machine
 from .bench.places import locate
@@ -24,6 +25,8 @@ EVERY = 30.0
 """Seconds between lines in a log."""
 WIDE = 110
 """Columns of a terminal that has room for a bar, and model, layer and utility beside the numbers."""
+LISTED = 16
+"""Processes whose speeds a line of a log gives one by one."""
 SHOWN = 10
 """Problems that are printed; all are in the rows."""
 
@@ -43,8 +46,6 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
         machine = me.machine(machine)
         me.wait(run, machine.stall)
     if machine.engine == "ray":
-        from .bench.cluster import reach
-
         reach(machine.address)
     first = me is None or me.number == 0
     if first:
@@ -52,7 +53,7 @@ def bench(pictures: str, out: str, configuration: Configuration, machine: Machin
     planned = plan(locate(pictures), run, configuration, machine)
     total, left = (sum(len(planned.items_of(unit)) for unit in units) for units in (planned.units, planned.missing()))
     standing = Standing(total, total - left, f"rank {me.number}" if me else "here")
-    shown = _bar(console, standing) if console.is_terminal else nullcontext(Log(console, standing))
+    shown = _bar(console, standing) if console.is_terminal else Log(console, standing)
     problems = 0
     with (
         _stoppable("leaving what actors are at" if machine.engine == "ray" else "finishing this batch") as stopped,
@@ -127,7 +128,7 @@ class Standing:
         said = f"{sum(each.values()):.1f} pictures/s"
         if len(each) < 2:
             return said
-        if len(each) <= NAMED:
+        if len(each) <= (LISTED if named else NAMED):
             several = (f"{name} {speed:.1f}" if named else f"{speed:.1f}" for name, speed in sorted(each.items()))
             return f"{said} ({(', ' if named else ' + ').join(several)})"
         speeds = f"{min(each.values()):.1f} to {max(each.values()):.1f}"
@@ -146,17 +147,21 @@ class Standing:
 
 @contextmanager
 def _bar(console: Console, standing: Standing) -> Iterator[Callable[[Step], None]]:
+    wide = console.width >= WIDE
     columns = (
-        TextColumn("{task.fields[where]}"), BarColumn(12), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[left]} left"), TextColumn("[red]{task.fields[failed]}"),
+        TextColumn("{task.fields[where]}"), BarColumn(12 if wide else 4), MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"), TextColumn("{task.fields[left]} left"), TextColumn("[red]{task.fields[failed]}"),
     )  # fmt: skip
-    with Progress(*columns[0 if console.width >= WIDE else 2 :], console=console) as progress:
+    with Progress(*columns[not wide :], console=console) as progress:
         task = progress.add_task(
             "", total=standing.total, completed=standing.done, where="", speed="", left="?", failed=""
         )
 
         def watch(step: Step) -> None:
+            before = standing.where
             standing(step)
+            if not wide and standing.where != before:  # above the bar, for it has no room beside it
+                progress.console.print(standing.where, highlight=False)
             progress.update(
                 task, completed=standing.done, where=standing.where, speed=standing.speed(named=False), left=standing.left(),
                 failed=standing.failed(),
@@ -166,14 +171,33 @@ def _bar(console: Console, standing: Standing) -> Iterator[Callable[[Step], None
 
 
 class Log:
-    """A line now and then: pictures, pictures/s, time left, failures, model and layer."""
+    """A line every half minute, also while a batch takes longer: pictures, pictures/s, time left, failures, model and layer."""
 
     def __init__(self, console: Console, standing: Standing) -> None:
         self.console, self.standing, self.said = console, standing, standing.clock()
+        self._over, self._lock = threading.Event(), threading.Lock()
+        self._clock = threading.Thread(target=self._speak, name="log", daemon=True)
+
+    def __enter__(self) -> "Log":
+        self._clock.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._clock.join()
 
     def __call__(self, step: Step) -> None:
+        with self._lock:
+            self.standing(step)
+            self._say()
+
+    def _speak(self) -> None:
+        while not self._over.wait(1):
+            with self._lock:
+                self._say()
+
+    def _say(self) -> None:
         s = self.standing
-        s(step)
         if s.clock() - self.said >= EVERY:
             self.said = s.clock()
             words = f"{s.done} of {s.total} pictures", s.speed(), f"{s.left()} left", s.failed(), s.where

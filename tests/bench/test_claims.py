@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -122,8 +123,8 @@ def test_clocks_of_other_machines_that_are_wrong_change_nothing(tmp_path: Path, 
 
 def test_a_process_that_has_hung_no_longer_says_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "BEAT", 0.001)
-    now = [0.0]
-    one = Claims(tmp_path, patience=7.0, clock=lambda: now[0])
+    now, hung = [0.0], threading.Event()
+    one = Claims(tmp_path, patience=7.0, clock=lambda: now[0], hung=hung.set)
     file = tmp_path / "workers" / f"{one.me.id}.json"
 
     def beats() -> bool:
@@ -132,9 +133,11 @@ def test_a_process_that_has_hung_no_longer_says_that_it_lives(tmp_path: Path, mo
         return one.me.beat > before
 
     assert beats()
+    assert not hung.is_set()
     now[0] = 8
     one._over.wait(0.1)
     assert not beats()
+    assert hung.wait(10)
     one.tell(2, 1)
     assert beats()
     one.close()

@@ -5,25 +5,30 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from threading import Event, get_ident
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pyarrow as pa
 import pytest
 
 from shapleycam.bench import cluster
 from shapleycam.bench.batches import Job, Read, _read, rows_of
+from shapleycam.bench.claims import Claims
 from shapleycam.bench.cluster import _Measurer
 from shapleycam.bench.configuration import Machine
 from shapleycam.bench.datasets import Item
 from shapleycam.bench.loaded import Loaded
 from shapleycam.bench.places import files, locate, write_whole
 from shapleycam.bench.planned import Plan
+from shapleycam.bench.run import Step
 from shapleycam.bench.store import read_rows
 from tiny import Planned, finish
 
@@ -318,3 +323,57 @@ def test_rays_driver_keeps_its_own_handler_of_sigterm(monkeypatch: pytest.Monkey
     before = signal.getsignal(signal.SIGTERM)
     with cluster._connected(Machine()):
         assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_news_of_one_batch_again_and_again_are_no_progress(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting:
+        def iter_rows(self) -> Iterator[Any]:
+            over.wait(60)
+            yield from ()
+
+    plan, over = planned(), Event()
+    plan = replace(plan, machine=replace(plan.machine, engine="ray", stall=0.5))
+    ray = MagicMock()
+    ray.cluster_resources.return_value = ray.available_resources.return_value = {}
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "POLL", 0.01)
+    monkeypatch.setattr(cluster, "_dataset", lambda *given: Waiting())
+    monkeypatch.setattr(cluster, "_portable", lambda *given: None)
+    monkeypatch.setattr(cluster, "_told", lambda board: [("an actor that dies", Step(plan.units[0], 2))])
+    steps = cluster._steps(plan, plan.missing(), Mock(spec=Claims))
+    with pytest.raises(TimeoutError, match=r"no actor has finished a batch for 0.5 s"):
+        for _ in islice(steps, 3000):
+            pass
+    over.set()
+
+
+def test_what_ends_the_actors_just_now_is_not_lost(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def iter_rows(self) -> Iterator[Any]:
+            failed.wait(60)
+            raise RuntimeError("out of everything")
+            yield
+
+    plan, failed = planned(), Event()
+    plan = replace(plan, machine=replace(plan.machine, engine="ray"))
+
+    def told(board: Any) -> list[Any]:  # while the driver asks, the actors end
+        failed.set()
+        for thread in threading.enumerate():
+            if thread.name == "parts":
+                thread.join(60)
+        return []
+
+    monkeypatch.setitem(sys.modules, "ray", MagicMock())
+    monkeypatch.setattr(cluster, "POLL", 0.01)
+    monkeypatch.setattr(cluster, "_dataset", lambda *given: Failing())
+    monkeypatch.setattr(cluster, "_portable", lambda *given: None)
+    monkeypatch.setattr(cluster, "_told", told)
+    with pytest.raises(RuntimeError, match="out of everything"):
+        for _ in cluster._steps(plan, plan.missing(), Mock(spec=Claims)):
+            pass
+
+
+def test_rays_client_is_refused_for_ray_data_does_not_run_through_it() -> None:
+    with pytest.raises(ValueError, match=r"Ray Data does not run through Ray's client; start this on a node"):
+        Machine(engine="ray", address="ray://head:10001")

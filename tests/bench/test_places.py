@@ -21,6 +21,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 def test_a_path_is_a_path_and_a_url_lies_in_its_store() -> None:
     assert locate("runs/a") == Path("runs/a")
     assert locate(Path("runs/a")) == Path("runs/a")
+    assert locate("file:///runs/a") == locate("local:///runs/a") == Path("/runs/a")
     found = locate("s3://bucket/runs/a")
     assert isinstance(found, UPath)
     assert (found.protocol, found.path, str(found / "b")) == ("s3", "bucket/runs/a", "s3://bucket/runs/a/b")

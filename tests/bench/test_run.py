@@ -22,11 +22,11 @@ from PIL import Image
 from upath import UPath
 
 import tiny
-from shapleycam import measure
+from shapleycam import explain, measure
 from shapleycam.bench import batches, claims, places, run, store
 from shapleycam.bench.batches import decoded, jobs
 from shapleycam.bench.run import measured, unit_steps
-from shapleycam.bench.store import explanation_map, read_configuration, read_footer, read_rows
+from shapleycam.bench.store import OK, explanation_map, read_configuration, read_footer, read_rows
 from tiny import Planned, finish
 from unchecked import library
 
@@ -182,6 +182,53 @@ def test_a_resumed_run_measures_only_what_is_missing(planned: Planned, monkeypat
     assert len(seen) == len(set(seen)) == 2 * PICTURES - 10
     finish(plan)
     assert len(seen) == 2 * PICTURES - 10
+
+
+@pytest.mark.parametrize("what", ["the preprocessing", "the layer conv"])
+def test_a_model_whose_own_settings_changed_is_refused(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    plan = planned()
+    loaded = plan.load("tiny:network")
+    model = loaded.model
+    changed = (
+        replace(model, preprocess=replace(model.preprocess, std=(0.3,) * 3))
+        if what == "the preprocessing"
+        else replace(model, layers={**model.layers, "conv": model.layers["gap"]})
+    )
+    monkeypatch.setattr("shapleycam.bench.planned.load", lambda *given: replace(loaded, model=changed))
+    with pytest.raises(ValueError, match=f"{what} of tiny:network changed since '.*' began"):
+        finish(plan)
+
+
+def test_error_rows_name_pictures_as_the_run_does_wherever_they_are(
+    planned: Planned, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(pictures, copied)
+    (broken := next(copied.rglob("p03.png"))).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    near, far = (finish(planned(run, source, layers="gap")) for run, source in (("a", Path("copied")), ("b", copied)))
+    assert near.equals(far)
+    said = {status for status in near["status"].to_pylist() if status != OK}
+    assert len(said) == 1
+    assert str(broken.relative_to(copied)) in said.pop()
+
+
+def test_an_order_without_its_derivatives_is_known_before_a_run_begins(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = explain
+
+    def refusing(*given: Any, methods: Any, **named: Any) -> Any:
+        if "ShapleyCAM" in methods:
+            raise ValueError("second order needs a second derivative")
+        return real(*given, methods=methods, **named)
+
+    monkeypatch.setattr("shapleycam.bench.begun.explain", refusing)
+    with pytest.raises(ValueError, match="second order needs a second derivative"):
+        planned()
 
 
 def test_an_error_in_the_network_loses_none_of_the_batches_before_it(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..faithfulness import Fidelity, fidelity
 from ..measurement import Measurements, measure
-from ..network.pictures import PictureError, pixels
+from ..network.pictures import PictureError, label, pixels
 from ..network.zoo import Model
 from ..searches import on_image
 from ..theory.cams import METHODS
@@ -73,12 +74,13 @@ def decoded(some: Iterable[Job], model: Model, threads: int) -> Generator[tuple[
 
 
 def _read(item: Item, crop: Callable[[Any], Any]) -> Read:
+    opened: Path | bytes = b""
     try:
-        return pixels(crop(item.open()))
+        return pixels(crop(opened := item.open()))
     except PictureError as error:
         if isinstance(error.__cause__, OSError) and passes(error.__cause__):  # nothing that the picture is to blame for
             raise error.__cause__ from error
-        return error
+        return PictureError(str(error).replace(label(opened), repr(item.name)))  # the same wherever the pictures are
     except OSError as error:
         if passes(error):
             raise

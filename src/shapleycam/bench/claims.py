@@ -56,6 +56,8 @@ class Claims:
     ----------
     patience
         Seconds without a batch done after which this process no longer says that it lives: it may hang for ever.
+    hung
+        Called when that is so.
 
     Raises
     ------
@@ -65,11 +67,11 @@ class Claims:
 
     def __init__(
         self, run: Place, name: str = "", *, alone: bool = False, shard: str = "1/1", patience: float = 1800.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, hung: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         id = f"{host()}-{os.getpid()}-{uuid4().hex[:8]}"
         self.run, self.me = run, Worker(id, name or f"{gethostname()}:{os.getpid()}", alone, shard)
-        self._clock, self._patience = clock, patience
+        self._clock, self._patience, self._hung = clock, patience, hung
         self._folders = run / "claims", run / "workers"
         self._held: dict[Unit, list[Place]] = {}
         self._owners: dict[Place, str] = {}
@@ -208,8 +210,9 @@ class Claims:
 
     def _takes(self, unit: Unit, done: Callable[[Unit], bool]) -> bool:
         """Whether a unit is now this process's, and is still to be done."""
-        if self.take(unit) and done(unit):
-            self.release(unit)
+        with patient():  # two that do the same part write the same rows
+            if self.take(unit) and done(unit):
+                self.release(unit)
         return unit in self._held
 
     def _of(self, unit: Unit, listed: Callable[[Place], frozenset[str]]) -> list[Place]:
@@ -221,11 +224,9 @@ class Claims:
     def _owner(self, claim: Place) -> str | None:
         """Who holds a claim, or held it when it was last read; None if there is none any more."""
         if claim not in self._owners:
-            try:
+            with suppress(FileNotFoundError), patient():
                 self._owners[claim] = claim.read_bytes().decode()
-            except FileNotFoundError:
-                return None
-        return self._owners[claim]
+        return self._owners.get(claim)
 
     def _lives(self, id: str | None) -> bool:
         return id is not None and self._look(id) is not None
@@ -241,7 +242,8 @@ class Claims:
         since = seen.since if seen and worker and seen.worker.beat == worker.beat else now
         if worker is None or now - since > EXPIRY:
             self._seen.pop(id, None)
-            remove(self._file(id))
+            with patient():
+                remove(self._file(id))
             return None
         self._seen[id] = _Seen(worker, since, now)
         return worker
@@ -264,6 +266,8 @@ class Claims:
         while not self._over.wait(BEAT):
             if self._clock() - self._worked < self._patience:
                 self._beat()
+            else:
+                self._hung()
 
     def _beat(self) -> None:
         with self._lock:

@@ -8,13 +8,14 @@ import os
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from queue import Empty, Queue
-from socket import create_connection, gethostname
+from socket import gethostname
 from threading import Thread
 from typing import Any, TypeAlias
 
@@ -32,8 +33,6 @@ CPUS = 0.5
 (ray-project/ray#44687)."""
 CALLS = 2
 """Units that an actor has at a time: one in the network, and one whose pictures are decoded."""
-ANSWER = 10.0
-"""Seconds in which a cluster must answer."""
 News: TypeAlias = tuple[str, Step]
 """An actor, and what it has done."""
 
@@ -64,24 +63,6 @@ def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
             plan.finished(time.monotonic() - started)
 
 
-def reach(address: str) -> None:
-    """Nothing, if somebody answers at the address of a cluster: Ray itself would ask for ever.
-
-    Raises
-    ------
-    ConnectionError
-        When nobody does.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdecimal():
-        try:
-            create_connection((host, int(port)), timeout=ANSWER).close()
-        except OSError as error:
-            raise ConnectionError(
-                f"nobody answers at {address!r} (--address): {error}; expected auto, local, HOST:PORT or ray://HOST:PORT"
-            ) from error
-
-
 def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step, None, None]:
     import ray
 
@@ -91,18 +72,23 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
     parts.start()
-    since = time.monotonic()
+    since, done = time.monotonic(), Counter[Unit]()
     try:
         while True:
+            over = parts.over  # before what is asked for: an error that comes later is raised the next time
             found, told = parts.next(), _told(board)
-            since = time.monotonic() if found or told else since
+            for _, step in told:
+                done[step.unit] += step.pictures
+            # An actor that dies at the same batch each time is heard of for ever.
+            news = any(done[step.unit] <= len(plan.items_of(step.unit)) for _, step in told)
+            since = time.monotonic() if found or news else since
             for unit, data in found:
                 writer.part(unit, data, True)
                 yield Step(unit, 0, (writer.problem,) if writer.problem else ())
             for actor, step in told:
                 claims.tell(step.pictures, len(step.problems))
                 yield replace(step, worker=actor)
-            if parts.over and not found and not told:
+            if over and not found and not told:
                 break
             if time.monotonic() - since > plan.machine.stall:
                 raise TimeoutError(_stalled(plan.machine))

@@ -180,3 +180,5 @@ def _condition_notes(configuration: Mapping[str, Any]) -> Iterator[str]:
         here = configuration.get(option, paper)
         if here != paper:
             yield f"Not the paper's conditions: {option} is {here} here, {paper} there."
+    if random := configuration.get("random"):
+        yield f"Not the paper's weights: those of {', '.join(random)} are random here."

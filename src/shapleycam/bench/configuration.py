@@ -79,7 +79,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Machine:
-    """How it is measured here; all but the batch and the memory format leave numbers the same to the last bit."""
+    """How it is measured here; all but the batch, the memory format and the number of threads leave numbers as they are."""
 
     batch: str = "auto"
     """Pictures that run through the network together: a number, or auto, which tries and keeps its choice in the run."""
@@ -96,7 +96,7 @@ class Machine:
     engine: Literal["local", "torchrun", "ray"] = "local"
     """This process; a rank that torchrun started; or actors of Ray, anywhere in a cluster."""
     address: str = "local"
-    """Of a Ray cluster: auto for the one of this machine, ray://HOST:PORT; local starts one on this machine."""
+    """Of a Ray cluster: auto for the one of this machine, or HOST:PORT of its head; local starts one on this machine."""
     actors: int = 2
     """Processes of Ray that measure; each takes a GPU where the device is cuda."""
     stall: float = 1800.0
@@ -115,6 +115,11 @@ class Machine:
             raise ValueError(f"actors is {self.actors}, expected a number of processes, at least 1")
         if not self.stall > 0:
             raise ValueError(f"stall is {self.stall}, expected a number of seconds")
+        if self.address.startswith("ray://"):
+            raise ValueError(
+                f"address is {self.address!r}, and Ray Data does not run through Ray's client; start this on a node of the "
+                "cluster with --address auto, or hand it in with `ray job submit`"
+            )
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers is {self.workers}, expected a number of threads, at least 1")
         if any(each != "random" and not re.fullmatch(r"[^=]+=.+", each) for each in self.weights):

@@ -34,7 +34,9 @@ def locate(named: str | Place) -> Place:
     """
     if not isinstance(named, str) or "://" not in named:
         return Path(named) if isinstance(named, str) else named
-    kind = named.partition("://")[0]
+    kind, _, path = named.partition("://")
+    if kind in ("file", "local"):
+        return Path(path)
     package, extra = _EXTRAS.get(kind, ("", ""))
     if package and find_spec(package) is None:
         raise ValueError(f'{named!r} needs {package}: pip install "shapleycam[{extra}]"')

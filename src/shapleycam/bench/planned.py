@@ -1,33 +1,26 @@
 """A run before it is measured: its units, its configuration, and what `run.json` says of it."""
 
-import platform
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.metadata import version
 from itertools import product
 from typing import Any
 
-from ..explanation import explain
-from ..measurement import measure
 from ..network.arguments import resolve_utility
 from ..scoring import resolve_metrics
 from ..searches import SEARCHES
 from ..theory.baselines import BASELINES
 from ..theory.cams import resolve_names
 from . import store
+from .begun import begin, changed, now
 from .configuration import Configuration, Machine
 from .datasets import Item, checksum, find_pictures
-from .loaded import Loaded, choose_batch, class_index, load, tried_on
+from .loaded import Loaded, load
 from .places import Place, files, sweep
-from .published import overwriting_layer
 from .store import Footer, Unit
 
 READERS = 16
 """Footers that are read at once."""
-CHOOSY = ("CAM", "LIFT-CAM")
-"""Methods that refuse some layers, of which a run is to know before it begins."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,11 @@ class Plan:
                 f"the weights of {model} are not those that {str(self.run)!r} began with, sha256 {loaded.sha256[:12]} and "
                 f"there {begun[:12]}; give those (--weights {model}=FILE), or name another folder (--out)"
             )
+        if others := changed(loaded, self.facts["models"][model]):
+            raise ValueError(
+                f"{' and '.join(others)} of {model} changed since {str(self.run)!r} began; "
+                "take the versions that are in its run.json, or name another folder (--out)"
+            )
         return loaded
 
     def batch(self, model: str) -> int:
@@ -159,13 +157,13 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
         raise FileExistsError(f"{str(run)!r} is a file; name a folder for the run, it is made if need be")
     if not (run / "run.json").exists():
         _refuse_foreign(run)
-        begun = _begin(source, items, wanted, configuration, machine, names)
+        begun = begin(source, items, wanted, configuration, machine, names)
         facts = store.begin(run, begun)
     else:
         facts = store.read_configuration(run)
-    if changed := store.differences(facts["configuration"], wanted):
+    if others := store.differences(facts["configuration"], wanted):
         raise ValueError(
-            f"{str(run)!r} holds a run with another configuration: {'; '.join(changed)}; name another folder (--out), or "
+            f"{str(run)!r} holds a run with another configuration: {'; '.join(others)}; name another folder (--out), or "
             "give the configuration that is there to go on with it"
         )
     sweep(run)
@@ -192,79 +190,3 @@ def _refuse_unused(configuration: Configuration, machine: Machine) -> None:
 def _refuse_foreign(run: Place) -> None:
     if (run / "parts").exists():
         raise ValueError(f"{str(run)!r} has parts but no run.json that says what they are; name another folder (--out)")
-
-
-def _begin(
-    source: Place,
-    items: tuple[Item, ...],
-    wanted: dict[str, Any],
-    configuration: Configuration,
-    machine: Machine,
-    methods: tuple[str, ...],
-) -> dict[str, Any]:
-    """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
-    here = tried_on(machine)
-    models, weights, batches = {}, {}, {}
-    labels = {item.label: item for item in items if item.label is not None}
-    known = not labels or (configuration.labels is None and configuration.targets != "label")
-    for name in configuration.models:
-        loaded = load(name, configuration, here)
-        known = known or any(class_index(loaded.model, label) is not None for label in labels)
-        models[name] = _facts(loaded, configuration, methods)
-        weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
-        batches[name] = (
-            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
-            if machine.batch == "auto"
-            else int(machine.batch)
-        )
-    if not known:
-        label, item = next(iter(labels.items()))
-        raise ValueError(
-            f"no label is a class of {' or '.join(configuration.models)}, such as {label!r} of {item.name}; expected class "
-            "indices, WordNet identifiers or class names (--labels FILE)"
-        )
-    return {
-        "configuration": wanted,
-        "hash": store.fingerprint(wanted),
-        "source": str(source.absolute()),
-        "labels": str(configuration.labels.absolute()) if configuration.labels else None,
-        "versions": {
-            name: version(name) for name in ("shapleycam", "torch", "torchvision", "timm", "pillow", "pyarrow")
-        }
-        | {"python": platform.python_version()},
-        "weights": weights,
-        "models": models,
-        "seed": configuration.seed,
-        "device": machine.device,
-        "batch": batches,
-        "times": {"started": now()},
-    }
-
-
-def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...]) -> dict[str, Any]:
-    model, blank = loaded.model, loaded.blank(1)
-    choosy = [name for name in methods if name in CHOOSY]
-    layers: dict[str, Any] = {}
-    for layer in configuration.layers:
-        layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)
-        if choosy:
-            explain(model, loaded.noise(), methods=choosy, layer=layer, utility=configuration.utilities[0])
-    facts = {
-        "layers": layers,
-        "channels_last": loaded.channels_last,
-        "preprocess": asdict(model.preprocess),
-        "classes": list(model.class_names),
-        "wnids": list(model.wnids) if model.wnids else None,
-    }
-    if configuration.as_published:
-        facts["published_layers"] = {
-            layer: written
-            for layer, at in layers.items()
-            if (written := overwriting_layer(model.module, at["name"], blank)) != at["name"]
-        }
-    return facts
-
-
-def now() -> str:
-    """The time in UTC, as `run.json` has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

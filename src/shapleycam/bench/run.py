@@ -1,5 +1,7 @@
 """A run: every unit of work measured once, whatever was killed in between."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -13,7 +15,7 @@ from . import store
 from .batches import Job, Read, decoded, jobs, rows_of
 from .claims import BEAT, POLL, Claims
 from .loaded import Loaded, class_indices
-from .places import create, listings, passes, write_whole
+from .places import create, listings, passes, patient, write_whole
 from .planned import Plan
 from .rows import problems
 from .store import Footer, Unit
@@ -62,7 +64,8 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
     started, writer, m = datetime.now(UTC), Writer(plan), plan.machine
     if not (left := plan.missing()) and plan.ended:
         return
-    with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall)) as claims:
+    hung = _leave if m.engine == "torchrun" else lambda: None
+    with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall, hung=hung)) as claims:
         for worker in filter(claims.shares, claims.before.values() if left else ()):
             said = f"{worker.name} works on this run too; the two share its parts"
             yield Step(left[0], 0, worker=worker.name, said="" if name else said)
@@ -77,7 +80,9 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
                         yield step
                         if watched:
                             yield from _news(claims, step.unit)
-            missing = set(plan.missing())
+            missing = set(left)
+            with patient():  # a store that is away for a moment
+                missing = set(plan.missing())
             left = tuple(unit for unit in left if unit in missing and unit not in writer.waiting)
             idle = 0 if claims.me.pictures > before else idle + 1
             if left and idle:
@@ -93,8 +98,17 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
             plan.finished((datetime.now(UTC) - started).total_seconds())
 
 
+def _leave() -> None:
+    """Ends a rank that hangs: torchrun starts it again, where it would wait for it for ever."""
+    sys.stderr.write("shapleycam: no batch was done for too long (--stall), so this rank is given up\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
-    names = sorted(worker.name for worker in claims.others() if claims.shares(worker) or worker.shard == "1/1")
+    names = list[str]()
+    with patient():
+        names = sorted(worker.name for worker in claims.others() if claims.shares(worker) or worker.shard == "1/1")
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return (
         f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {', '.join(names[:NAMED])}{more}" if names else ""

@@ -1,7 +1,9 @@
 """From the rows of a run to the paper's tables. Needs neither a network nor torch, so any laptop will do."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -57,7 +59,9 @@ def table(
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
-    facts = read_configuration(run).get("configuration", {})
+    whole = read_configuration(run)
+    random = [model for model, each in whole.get("weights", {}).items() if each.get("origin") == "random"]
+    facts = {**whole.get("configuration", {}), "random": random}
     grids = make_grids(
         read_groups(run), facts, view=view, sort=sort, ci=ci, baselines=baselines,
         utilities=utilities, methods=methods, long=format == "csv",
@@ -104,16 +108,35 @@ def make_grids(
 ) -> list[Grid]:
     """The grids of `table`, of rows that are at hand or of groups; `long` for a line to each pair or method instead of notes."""
     groups = rows if isinstance(rows, Mapping) else _at_hand(rows)
-    found = (_chosen(scores, methods, baselines, sort) for scores in scores_in_order(groups, utilities))
+    every = scores_in_order(groups, utilities)
+    if view == "scores":
+        return _all_scores(every, configuration, sort, ci, baselines, methods, long, _absent(groups, configuration))
+    found = (_chosen(scores, methods, baselines, sort) for scores in every)
     if view == "published":
         return against(found, configuration)
-    if view == "wins":
-        return all_wins(found, long)
+    return all_wins(found, long)
+
+
+def _all_scores(
+    every: Iterable[Scores], configuration: Mapping[str, Any], sort: str | None, ci: bool, baselines: bool,
+    methods: Sequence[str], long: bool, absent: Sequence[str],
+) -> list[Grid]:  # fmt: skip
     main, beside = [], []
-    for scores in found:
-        main.append(_grid(scores, ci, long, expected(configuration)))
+    for all_scores in every:
+        scores = _chosen(all_scores, methods, baselines, sort)
+        beaten = _beaten(all_scores if baselines else scores)  # also by baselines that are not shown
+        main.append(_grid(scores, ci, long, expected(configuration), beaten))
         beside.append(None if long else agreement(scores, title(scores), ci))
+    if absent and main and not long:
+        said = f"The run is not finished: nothing yet of {', '.join(absent)}."
+        main[-1] = replace(main[-1], notes=(*main[-1].notes, said))
     return main + [grid for grid in beside if grid]
+
+
+def _absent(groups: Groups, configuration: Mapping[str, Any]) -> list[str]:
+    """Models, layers and utilities of a run of which nothing is on disk."""
+    asked = product(*(configuration.get(each, ()) for each in ("models", "layers", "utilities")))
+    return [" ".join(where) for where in asked if where not in groups]
 
 
 def scores_in_order(groups: Groups, utilities: Sequence[str] = ()) -> Iterator[Scores]:
@@ -173,13 +196,13 @@ def _place(where: Where) -> tuple[Any, ...]:
     )
 
 
-def _grid(scores: Scores, ci: bool, long: bool, expected: int | None) -> Grid:
+def _grid(scores: Scores, ci: bool, long: bool, expected: int | None, beaten: Mapping[str, tuple[str, ...]]) -> Grid:
     means = scores.means
     ends = scores.interval if ci else None
     same = coinciding(scores)
     listed = list(scores.methods if long else same)
     ranks = _ranks(scores, means, list(same))
-    beaten = _beaten(scores, means)
+    beaten = {each: better for each, better in beaten.items() if each in scores.methods}
     stands_for = {other: first for first, others in same.items() for other in others}
     game = game_cells(scores, ci) if long else {}
     rows: list[tuple[str | Cell, ...]] = []
@@ -216,9 +239,9 @@ def _ranks(scores: Scores, means: Floats, listed: Sequence[str]) -> np.ndarray[A
     return ranks
 
 
-def _beaten(scores: Scores, means: Floats) -> dict[str, tuple[str, ...]]:
+def _beaten(scores: Scores) -> dict[str, tuple[str, ...]]:
     """For each method the baselines with a higher ADCC."""
-    adcc = dict(zip(scores.methods, means[:, METRICS.index("ADCC")], strict=True))
+    adcc = dict(zip(scores.methods, scores.means[:, METRICS.index("ADCC")], strict=True))
     rivals = [each for each in scores.methods if base(each) in BASELINES]
     found = {
         each: tuple(rival for rival in rivals if adcc[rival] > adcc[each])

@@ -1,0 +1,108 @@
+"""What `run.json` says of a run that begins: its models and layers, each tried once, so that nothing fails in the middle."""
+
+import json
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from ..explanation import explain
+from ..measurement import measure
+from ..theory.cams import METHODS
+from . import store
+from .configuration import Configuration, Machine
+from .datasets import Item
+from .loaded import Loaded, choose_batch, class_index, load, tried_on
+from .places import Place
+from .published import overwriting_layer
+
+CHOOSY = ("CAM", "LIFT-CAM")
+"""Methods that refuse some layers, of which a run is to know before it begins."""
+
+
+def begin(
+    source: Place,
+    items: tuple[Item, ...],
+    wanted: dict[str, Any],
+    configuration: Configuration,
+    machine: Machine,
+    methods: tuple[str, ...],
+) -> dict[str, Any]:
+    """What `run.json` is to say: every model is loaded, and every layer tried, before anything is measured."""
+    here = tried_on(machine)
+    models, weights, batches = {}, {}, {}
+    labels = {item.label: item for item in items if item.label is not None}
+    known = not labels or (configuration.labels is None and configuration.targets != "label")
+    for name in configuration.models:
+        loaded = load(name, configuration, here)
+        known = known or any(class_index(loaded.model, label) is not None for label in labels)
+        models[name] = _facts(loaded, configuration, methods)
+        weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
+        batches[name] = (
+            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
+            if machine.batch == "auto"
+            else int(machine.batch)
+        )
+    if not known:
+        label, item = next(iter(labels.items()))
+        raise ValueError(
+            f"no label is a class of {' or '.join(configuration.models)}, such as {label!r} of {item.name}; expected class "
+            "indices, WordNet identifiers or class names (--labels FILE)"
+        )
+    return {
+        "configuration": wanted,
+        "hash": store.fingerprint(wanted),
+        "source": str(source.absolute()),
+        "labels": str(configuration.labels.absolute()) if configuration.labels else None,
+        "versions": {
+            name: version(name) for name in ("shapleycam", "torch", "torchvision", "timm", "pillow", "pyarrow")
+        }
+        | {"python": platform.python_version()},
+        "weights": weights,
+        "models": models,
+        "seed": configuration.seed,
+        "device": machine.device,
+        "batch": batches,
+        "times": {"started": now()},
+    }
+
+
+def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...]) -> dict[str, Any]:
+    model, blank = loaded.model, loaded.blank(1)
+    choosy = [name for name in methods if name in CHOOSY]
+    choosy += {
+        METHODS[name].order: name for name in methods if name in METHODS
+    }.values()  # not all have second derivatives
+    layers: dict[str, Any] = {}
+    for layer in configuration.layers:
+        layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)
+        if choosy:
+            explain(model, loaded.noise(), methods=choosy, layer=layer, utility=configuration.utilities[0])
+    facts = {
+        "layers": layers,
+        "channels_last": loaded.channels_last,
+        "preprocess": asdict(model.preprocess),
+        "classes": list(model.class_names),
+        "wnids": list(model.wnids) if model.wnids else None,
+    }
+    if configuration.as_published:
+        facts["published_layers"] = {
+            layer: written
+            for layer, at in layers.items()
+            if (written := overwriting_layer(model.module, at["name"], blank)) != at["name"]
+        }
+    return facts
+
+
+def changed(loaded: Loaded, begun: dict[str, Any]) -> list[str]:
+    """What of a model's own is not as it was when the run began: the preprocessing, or a layer that it knows by a name."""
+    here = json.loads(json.dumps(asdict(loaded.model.preprocess)))
+    found = ["the preprocessing"] if begun.get("preprocess", here) != here else []
+    at = {name: layer["name"] for name, layer in begun.get("layers", {}).items()}
+    return found + [f"the layer {name}" for name in at if loaded.model.layers.get(name, at[name]) != at[name]]
+
+
+def now() -> str:
+    """The time in UTC, as `run.json` has it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
