@@ -31,9 +31,10 @@ TIMM = [
     "swinv2_tiny_window16_256", "swinv2_cr_tiny_224", "tiny_vit_5m_224", "tnt_s_legacy_patch16_224", "tresnet_m",
     "twins_svt_small", "vgg11", "visformer_tiny", "test_vit", "vit_tiny_r_s16_p8_224", "test_vit_relpos",
     "samvit_base_patch16_224", "vitamin_small_224", "volo_d1_224", "ese_vovnet19b_slim_dw", "legacy_xception",
-    "xception41p", "xcit_nano_12_p8_224",
+    "xception41p", "xcit_nano_12_p8_224", "mixer_s32_224", "resmlp_12_224",
 ]  # fmt: skip
-"""The smallest classifier of each family, that is of each file of timm.models, by parameters times pixels."""
+"""The smallest classifier of each family, that is of each file of timm.models, by parameters times pixels; and two more that
+share a file with gMLP."""
 NO_CLASSIFIER = ("deepseek_vit", "gemma4_vit", "qwen3_vit")
 """Families of timm that have no classifier, only towers of vision-language models."""
 TORCHVISION = [
@@ -85,10 +86,11 @@ def of_the_zoo(name: str) -> Row:
     return explained(name, model.module, noise(3, *model.input_size))
 
 
-def _video() -> Row:
-    from torchvision.models.video import r3d_18
+def _video(name: str, frames: int, side: int) -> Row:
+    from torchvision.models import video
 
-    return explained("torchvision r3d_18 (volumes)", _drawn(r3d_18, (3, 8, 64, 64)), noise(3, 8, 64, 64))
+    shape = 3, frames, side, side
+    return explained(f"torchvision {name} (volumes)", _drawn(getattr(video, name), shape), noise(*shape))
 
 
 def _signal() -> Row:
@@ -129,9 +131,14 @@ OTHERS: Mapping[str, Callable[[], Row]] = {
     "ViT": lambda: _hugging_face("ViT"),
     "Swin": lambda: _hugging_face("Swin"),
     "ConvNext": lambda: _hugging_face("ConvNext"),
-    "volumes": _video,
+    "volumes": lambda: _video("r3d_18", 8, 64),
+    "separable volumes": lambda: _video("s3d", 16, 224),
+    "windows of volumes": lambda: _video("swin3d_t", 8, 64),
+    "multiscale volumes": lambda: _video("mvit_v1_b", 16, 224),
     "signals": _signal,
 }
+SLOW = ("separable volumes", "multiscale volumes")
+"""Half a minute each: on the page, not in the tests."""
 NAMES = (*TIMM, *(f"torchvision/{name}" for name in TORCHVISION), *OTHERS)
 
 

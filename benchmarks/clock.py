@@ -3,26 +3,31 @@
 import gc
 from collections.abc import Callable
 from itertools import accumulate
+from math import ceil
 from statistics import median
 from time import perf_counter
 
 from torch.profiler import ProfilerActivity, profile
 
 
-def ratios(contestants: dict[str, Callable[[], object]], runs: int = 9) -> dict[str, float]:
+def ratios(contestants: dict[str, Callable[[], object]], runs: int = 9, least: float = 0.0) -> dict[str, float]:
     """The median over `runs` rounds of each contestant's time over the first contestant's in the same round.
 
-    Each is timed behind an untimed call of its own, as in a loop: else it pays for what the one before did to the memory.
+    Each is timed behind an untimed call of its own, as in a loop: else it pays for what the one before did to the memory. As
+    many calls are timed at once as take `least` seconds.
     """
     rounds = []
     for _ in range(runs):
         times = {}
         for name, run in contestants.items():
             gc.collect()
-            run()
             start = perf_counter()
             run()
-            times[name] = perf_counter() - start
+            calls = max(1, ceil(least / (perf_counter() - start)))
+            start = perf_counter()
+            for _ in range(calls):
+                run()
+            times[name] = (perf_counter() - start) / calls
         rounds.append(times)
     first = next(iter(contestants))
     return {name: median(times[name] / times[first] for times in rounds) for name in contestants}

@@ -1,11 +1,13 @@
 """What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
 
-workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
-torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows. While all of them work:
-starting, loading and the last part of each are left out. Medians of three rounds in which all take turns.
+workers: pictures/s of two workers on two cores over one on one core, efficientnet_lite0, one thread each: two processes on one
+folder, two ranks of torchrun, two actors of Ray; and two processes that share nothing, each on a core of its own, which is
+what the machine allows. While all of them work: starting, loading and the last part of each are left out. Medians of three
+rounds in which all take turns.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
-reads and measures the same batches, and neither claims nor writes.
+reads and measures the same batches, and neither claims nor writes. Starting is left out there too, and told apart: seconds
+until the first part is written.
 
 growth: a network that does nothing on ever more parts, up to 50,000 pictures, twelve networks and two layers: seconds and
 resident memory of the run, and of the table of its rows.
@@ -30,6 +32,7 @@ from PIL import Image
 
 from shapleycam.bench import run as bench
 from shapleycam.bench import store
+from shapleycam.bench.allocator import keep_freed
 from shapleycam.bench.batches import Job, decoded, jobs, rows_of
 from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.datasets import Item
@@ -40,7 +43,7 @@ from shapleycam.bench.run import measured
 from shapleycam.bench.scores import ORDER
 
 ENGINES = {
-    "one process": ("local", 1),
+    "one process": ("apart", 1),
     "two apart": ("apart", 2),
     "two processes": ("local", 2),
     "torchrun": ("torchrun", 2),
@@ -51,25 +54,28 @@ BEGUN = 5
 """Parts that are done before every worker has begun: they start one after the other."""
 
 
-def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> float:
-    """Parts a second of a run while all workers are at work; they have one thread each."""
+def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> tuple[float, float]:
+    """Parts a second of a run while all workers are at work, with one thread each; and seconds until the first part was there."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
     call += ["--engine", "local" if engine == "apart" else engine, "--actors", str(workers), "--workers", "1", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [out / f"{number}" for number in range(workers if engine == "apart" else 1)]
+    begun = time.time()
     several = [
         subprocess.Popen(
-            [*call, "--out", str(run)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [*(("taskset", "--cpu-list", str(core)) if engine == "apart" else ()), *call, "--out", str(run)],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for run in runs
+        for core, run in enumerate(runs)
         for _ in range(workers if engine == "local" else 1)
-    ]
+    ]  # fmt: skip
     for process in several:
         if said := process.communicate()[1] if process.wait() else "":
             raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
-    ends = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))[BEGUN : 1 - workers or None]
-    return (len(ends) - 1) / (ends[-1] - ends[0])
+    every = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
+    ends = every[BEGUN : 1 - workers or None]
+    return (len(ends) - 1) / (ends[-1] - ends[0]), every[0] - begun
 
 
 def workers(pictures: Path, folder: Path) -> None:
@@ -80,13 +86,13 @@ def workers(pictures: Path, folder: Path) -> None:
         "--layers",
         "gap,conv",
         "--part",
-        "4",
+        "8",
         "--batch",
         "4",
         "--no-channels-last",
     ]
     rounds = [
-        {name: started(pictures, folder / f"{name}{turn}", *each, *flags) for name, each in ENGINES.items()}
+        {name: started(pictures, folder / f"{name}{turn}", *each, *flags)[0] for name, each in ENGINES.items()}
         for turn in range(3)
     ]
     for name in list(ENGINES)[1:]:
@@ -103,13 +109,19 @@ def cost(folder: Path, count: int = 2000) -> None:
         Image.fromarray(pixels).save(pictures / f"{number:06}.png")
     flags = ("--models", "benchmarks.bench_flow:tiny", "--part", str(PART), "--batch", "32", "--no-channels-last")
     found: dict[str, list[float]] = {}
+    waits: dict[str, list[float]] = {}
     for turn in range(3):
         found.setdefault("bare", []).append(bare(pictures, folder / f"bare{turn}"))
         for engine in ("local", "torchrun", "ray"):
-            found.setdefault(engine, []).append(started(pictures, folder / f"{engine}{turn}", engine, 1, *flags))
+            rate, wait = started(pictures, folder / f"{engine}{turn}", engine, 1, *flags)
+            found.setdefault(engine, []).append(rate)
+            waits.setdefault(engine, []).append(wait)
     for engine in ("local", "torchrun", "ray"):
         ratios = [mine / alone for mine, alone in zip(found[engine], found["bare"], strict=True)]
-        print(f"{engine}: {100 * (1 - median(ratios)):.0f} % of the run is the engine's, {count} pictures")
+        share, wait = 100 * (1 - median(ratios)), median(waits[engine])
+        print(
+            f"{engine}: {share:.0f} % of the run is the engine's, {count} pictures; the first part after {wait:.1f} s"
+        )
 
 
 def bare(pictures: Path, out: Path) -> float:
@@ -120,6 +132,7 @@ def bare(pictures: Path, out: Path) -> float:
 
 
 def _bare(pictures: Path, out: Path) -> float:
+    keep_freed()  # as the command does
     configuration = Configuration(models=("benchmarks.bench_flow:tiny",), part=PART)
     planned = plan(pictures, out, configuration, Machine(batch="32", channels_last=False, workers=1))
     loaded = planned.load(configuration.models[0])
