@@ -34,14 +34,22 @@ def by_hand(module: nn.Module, layer: nn.Module, images: Tensor, last: bool) -> 
         return kept[0].clone()
 
     handle = layer.register_forward_hook(cut)
-    with torch.no_grad():
-        logits = module(images)
-        utility = (logits + logits.log_softmax(1)).gather(1, logits.argmax(1, keepdim=True)).sum()
-        (slope,) = torch.autograd.grad(utility, kept)
-    handle.remove()
+    try:
+        with torch.no_grad():
+            logits = module(images)
+            utility = (logits + logits.log_softmax(1)).gather(1, logits.argmax(1, keepdim=True)).sum()
+            (slope,) = torch.autograd.grad(utility, kept)
+    finally:
+        handle.remove()
     maps, slope = (each.movedim(-1, 1) if last else each for each in (kept[0].detach(), slope))
     shares = (maps * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
-    return interpolate(shares / shares.amax((2, 3), keepdim=True), images.shape[-2:], mode="bilinear")
+    return rescale(interpolate(rescale(shares), images.shape[-2:], mode="bilinear")[:, 0])
+
+
+def rescale(maps: Tensor) -> Tensor:
+    """Each map's minimum to 0 and its maximum to 1."""
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (maps - low) / (high - low + 1e-7)
 
 
 def contestants(network: str, layer: str, batch: int) -> dict[str, Callable[[], object]]:
@@ -63,8 +71,11 @@ def contestants(network: str, layer: str, batch: int) -> dict[str, Callable[[], 
         reshape = (lambda t: t.permute(0, 3, 1, 2)) if last else None
 
         def call() -> object:  # with its hooks taken away behind it, or they would slow down all the others
-            with getattr(rival, name)(model=module, target_layers=[target], reshape_transform=reshape) as cam:
+            cam = getattr(rival, name)(model=module, target_layers=[target], reshape_transform=reshape)
+            try:
                 return cam(input_tensor=images, targets=None)
+            finally:
+                cam.activations_and_grads.release()
 
         return call
 
@@ -86,6 +97,8 @@ def main() -> None:
         for layer in ("gap", "conv"):
             for batch in (1, 8):
                 calls, cells = contestants(network, layer, batch), {}
+                mine: Any = calls["GradCAM"]()
+                torch.testing.assert_close(mine.heatmaps["GradCAM"], calls["GradCAM by hand"](), rtol=0, atol=1e-4)
                 for name in [name for name in calls if name.startswith("grad-cam")]:
                     try:
                         calls[name]()

@@ -51,7 +51,7 @@ ENGINES = {
 }
 PART = 64
 BEGUN = 5
-"""Parts that are done before every worker has begun: they start one after the other."""
+"""Parts of a run that are done before every worker has begun: they start one after the other."""
 
 
 def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
     begun = time.time()
     several = [
         subprocess.Popen(
-            [*(("taskset", "--cpu-list", str(core)) if engine == "apart" else ()), *call, "--out", str(run)],
+            ["taskset", "--cpu-list", str(core) if engine == "apart" else "0,1", *call, "--out", str(run)],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
         for core, run in enumerate(runs)
@@ -74,7 +74,7 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
         if said := process.communicate()[1] if process.wait() else "":
             raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
     every = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
-    ends = every[BEGUN : 1 - workers or None]
+    ends = every[BEGUN * len(runs) : 1 - workers or None]
     return (len(ends) - 1) / (ends[-1] - ends[0]), every[0] - begun
 
 

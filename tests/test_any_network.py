@@ -630,9 +630,39 @@ def test_a_network_of_several_outputs_that_may_be_logits_is_refused() -> None:
         )
 
 
+def test_an_embedding_as_wide_as_the_last_maps_is_explained_at_these() -> None:
+    class Embedding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, 3)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"embedding": self.last(self.first(x).relu()).mean((2, 3))}
+
+    out = explain(living(Embedding()), noise(1, 3, 12, 12), output=lambda y: y["embedding"], methods="GradCAM")
+    assert out.layer.name == "last"
+
+
+def test_a_few_queries_that_lie_on_no_grid_do_not_hide_the_maps_they_look_at() -> None:
+    class Queries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.queries = nn.Conv2d(3, 8, 4, 4), nn.Parameter(noise(1, 10, 8))
+            self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = self.maps(x).relu().flatten(2)
+            seen = (self.queries @ maps).softmax(-1) @ maps.mT
+            return self.head(self.norm(self.queries + seen))[..., 0]
+
+    assert explain(living(Queries()), noise(1, 3, 96, 96), methods="GradCAM").layer.name == "maps"
+
+
 def test_frames_in_front_of_channels_and_lists_of_several_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"images has shape \(1, 8, 3, 12, 16\), frames before channels; wrap"):
         explain(volumes(), noise(1, 8, 3, 12, 16))
+    bands = living(nn.Sequential(nn.Conv3d(6, 4, (1, 3, 3)), nn.GELU(), nn.AdaptiveAvgPool3d(1), nn.Flatten()))
+    assert explain(bands, noise(1, 6, 3, 12, 16), methods="GradCAM").layer.positions == (3, 10, 14)
     with pytest.raises(ValueError, match=r"images have the shapes \(3, 8, 9\), \(3, 9, 8\), expected one for all"):
         explain(vit(), Inputs([noise(3, 8, 9), noise(3, 9, 8)]))
 

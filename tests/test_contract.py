@@ -390,6 +390,10 @@ def test_what_a_network_keeps_of_its_parameters_is_not_kept_for_it() -> None:
     fresh.load_state_dict(network.state_dict())
     assert torch.equal(after.logits, explain(fresh, x, methods="GradCAM").logits)
     assert not torch.equal(after.logits, before.logits)
+    with torch.enable_grad():
+        network.eval()(x)  # which keeps biases that have a graph
+    found = library.randomisation(network, x, methods="GradCAM", layers=["stages"])
+    assert found.correlations["GradCAM"].isfinite().all()
 
 
 @pytest.mark.parametrize("surrounding", SURROUNDINGS)

@@ -393,3 +393,16 @@ def test_the_random_network_is_asked_about_the_side_that_the_trained_one_took() 
         torch.testing.assert_close(
             found.correlations["GradCAM"][i], alone.correlations["GradCAM"][0], equal_nan=True, rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_network_that_writes_into_its_images_does_not_write_into_the_users() -> None:
+    class Normalised(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(0.5))
+
+    network = Normalised(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    kept = x.clone()
+    for name in ("insertion", "deletion", "road"):
+        UNCHECKED[name](network, x, heats(2, 16, 16))
+        assert torch.equal(x, kept)

@@ -530,6 +530,8 @@ def test_logits_that_are_not_finite_are_named() -> None:
     x = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.5
     out = explain(net, x, layer="maps", methods="GradCAM", targets=0, utility="pre-softmax")
     assert reasons(out) == [(0, None, "non-finite")]
+    ruled_out = Tail(lambda maps: pooled(maps).index_fill(1, torch.tensor([1]), -torch.inf))
+    assert not explain(ruled_out, x, layer="maps", methods="GradCAM", targets=0, utility="pre-softmax").warnings
 
 
 def test_saturation_is_named_whoever_names_the_utility_and_rounding_is_no_map() -> None:

@@ -122,6 +122,16 @@ def test_a_bar_fits_a_narrow_terminal_with_all_its_numbers(processes: int) -> No
         assert words in file.getvalue()
 
 
+def test_a_driver_that_only_waits_does_not_say_where_it_is_each_time() -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True, color_system=None)
+    with progress._bar(console, progress.Standing(10, 0, "here")) as watch:
+        for _ in range(5):
+            watch(Step(Unit("swin_t", "gap", "rest", 0), 0))
+            watch(Step(Unit("vgg16", "conv", "rest", 0), 1))
+    assert file.getvalue().count("vgg16 conv rest") == 1
+
+
 def test_a_narrow_terminal_has_a_bar_too() -> None:
     file = io.StringIO()
     console = Console(file=file, width=80, force_terminal=True, color_system=None)

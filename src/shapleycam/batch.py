@@ -223,6 +223,7 @@ def explained(
 ) -> Explanation:
     """All that is known of a batch; heatmaps are made whenever they are asked for, and not kept."""
     rows = [METHODS[name] for name in explanations if name in METHODS]
+    vars(expansion).pop("reserved", None)  # the signs do without it, and keep the rest
     return Explanation(
         heatmaps=LazyHeatmaps(explanations, size_of(images)),
         explanations=explanations,

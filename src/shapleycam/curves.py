@@ -150,6 +150,6 @@ def checked(
             f"{(len(images), *images.shape[2:])}; what sc.explain gives in out.heatmaps[method] fits"
         )
     infer, images = inference(model.module if isinstance(model, Model) else model, output), images.detach()
-    logits, function = infer(images), resolve_utility(utility)[1]
+    logits, function = infer(images.clone()), resolve_utility(utility)[1]  # the network may write into them
     known = confidence(function, logits, resolve_targets(targets, logits, function))
     return lambda some, places: known(infer(some), places), images

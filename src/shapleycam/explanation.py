@@ -116,7 +116,7 @@ def explain(
         "bnhw" (maps first), "bhwn" (channels last), "btn" (tokens) and so on of the layer's output, or `sc.Layout` with the grid
         and the prefix of its tokens; None finds out.
     output
-        Makes logits (b, c) of what the network puts out; None takes a tensor, the first of a tuple, or `logits`.
+        Makes logits (b, c) of what the network puts out; None takes a tensor, the one (b, c) in a tuple, or `logits`.
     targets
         The class to explain: None for the predicted one, "least" for the least likely, an index, or one an image.
     utility

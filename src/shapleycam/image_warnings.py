@@ -73,7 +73,9 @@ def _level(part: Tensor) -> Tensor:
 def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
     """Every reason, method by method; `Explanation.warnings` has them in the order of the images."""
     signs = {name: values.tolist() for name, values in out.signs.items()}
-    signs["finite"] = (out.signs["finite"] & out.logits.isfinite().all(1)).tolist()
+    own = out.logits.gather(1, out.targets[:, None])[:, 0]
+    answered = own.isfinite() & ~(out.logits.isnan() | out.logits.isposinf()).any(1)  # others may be ruled out by -inf
+    signs["finite"] = (out.signs["finite"] & answered).tolist()
     softmax = out.nobody.utility in (post_softmax, log_softmax)
     confident = out.logits.cpu().double().softmax(1).gather(1, out.targets.cpu()[:, None])[:, 0].tolist()
     for image, (finite, target) in enumerate(zip(signs["finite"], out.targets.tolist(), strict=True)):

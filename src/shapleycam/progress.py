@@ -119,7 +119,8 @@ class Standing:
             self.pictures[worker] = self.pictures.get(worker, 0) + step.pictures
         self.done = min(self.done + step.pictures + step.found, self.total)  # what a killed one did is done again
         self.failures += step.failures or len(step.problems)
-        self.where = f"{step.unit.model} {step.unit.layer} {step.unit.utility}"
+        if step.pictures or step.found or not self.where:  # who only waits names any unit
+            self.where = f"{step.unit.model} {step.unit.layer} {step.unit.utility}"
 
     def speed(self, *, named: bool = True) -> str:
         """Pictures/s in all, and of each process where there are several."""
@@ -161,7 +162,7 @@ def _bar(console: Console, standing: Standing) -> Iterator[Callable[[Step], None
             before = standing.where
             standing(step)
             if not wide and standing.where != before:  # above the bar, for it has no room beside it
-                progress.console.print(standing.where, highlight=False)
+                _say(progress.console, standing.where)
             progress.update(
                 task, completed=standing.done, where=standing.where, speed=standing.speed(named=False), left=standing.left(),
                 failed=standing.failed(),

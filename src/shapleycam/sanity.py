@@ -1,7 +1,6 @@
 """`randomisation`: do heatmaps change when the network forgets what it learned? The check of Adebayo et al. 2018."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from .network.arguments import resolve_utility
 from .network.cut import CutNetwork
 from .network.inputs import Output
 from .network.layout import Axes, Layout
-from .network.twin import twin, unwrap
+from .network.twin import deep_copy, twin, unwrap
 from .network.weights import draw as draw_weights
 from .network.weights import randomise
 from .network.zoo import Model
@@ -127,7 +126,7 @@ def redrawn(module: nn.Module, shape: Sequence[int], seed: int) -> nn.Module:
         torch.no_grad(),
         torch.autocast(next(module.parameters()).device.type, enabled=False),
     ):
-        copy = deepcopy(unwrap(module)).train().eval()  # which drops what some networks keep of their parameters
+        copy = deep_copy(unwrap(module)).eval()
         draw_weights(copy, shape, seed)
     return copy
 
@@ -144,7 +143,7 @@ def cascade(
     """
     targets = [CutNetwork(module, name).name for name in names]
     with torch.inference_mode(False), torch.no_grad():
-        forgetful = deepcopy(module).train().eval()  # which drops what some networks keep of their parameters
+        forgetful = deep_copy(module)
     for place, name in enumerate(targets):
         draw(forgetful.get_submodule(name), seed + place)
         yield forgetful

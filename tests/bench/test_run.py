@@ -216,6 +216,39 @@ def test_error_rows_name_pictures_as_the_run_does_wherever_they_are(
     assert str(broken.relative_to(copied)) in said.pop()
 
 
+def test_named_labels_that_count_from_1_are_refused_where_a_network_has_a_thousand_classes(
+    planned: Planned, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(path.relative_to(pictures)) for path in sorted(pictures.rglob("*.png"))]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("".join(f"{name},{1000 - place}\n" for place, name in enumerate(names)))
+    loaded = planned("other").load("tiny:network")
+
+    def of(classes: int) -> None:
+        model = replace(loaded.model, class_names=tuple(map(str, range(classes))))
+        monkeypatch.setattr("shapleycam.bench.begun.load", lambda *given: replace(loaded, model=model))
+        planned(f"run{classes}", labels=labels)
+
+    of(1001)  # a class of the background goes before the others
+    with pytest.raises(ValueError, match=r"labels.csv' numbers classes from 1 to 1000"):
+        of(1000)
+
+
+def test_a_rank_that_hangs_leaves_where_torchrun_starts_it_again(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = run.Claims
+    monkeypatch.setattr(
+        run, "Claims", lambda *given, hung, **named: asked.append(hung) or real(*given, hung=hung, **named)
+    )
+    for engine, restarts in (("local", "3"), ("torchrun", "0"), ("torchrun", "3")):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+        plan = planned(f"{engine}{restarts}")
+        finish(replace(plan, machine=replace(plan.machine, engine=engine)))
+    assert [hung is run._leave for hung in asked] == [False, False, True]
+
+
 def test_an_order_without_its_derivatives_is_known_before_a_run_begins(
     planned: Planned, monkeypatch: pytest.MonkeyPatch
 ) -> None:

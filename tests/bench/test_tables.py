@@ -17,6 +17,7 @@ from bench.made import WHERE, drawn, rows, write_run
 from shapleycam.bench.comparisons import compare
 from shapleycam.bench.formats import Cell, Grid, comma_separated, latex, markdown, text
 from shapleycam.bench.paper import NOTES, printed, table_number
+from shapleycam.bench.report import write_report
 from shapleycam.bench.scores import BASELINES, METRICS, ORDER, Scores, score_rows
 from shapleycam.bench.store import fingerprint
 from shapleycam.bench.tables import make_grids, read_groups, table
@@ -595,3 +596,32 @@ def test_every_view_takes_the_order_of_a_metric(view: Any) -> None:
 
 def test_a_million_pictures_are_counted_to_the_last() -> None:
     assert "1281167" in comma_separated([Grid("t", "n", ("Method",), (("GradCAM",),), (), (("pictures", "1281167"),))])
+
+
+@pytest.mark.parametrize("models", [["resnet18"], ["resnet18", "vgg16"]])
+def test_tables_and_reports_say_of_what_there_is_nothing_yet(tmp_path: Path, models: list[str]) -> None:
+    asked = {"models": models, "layers": ["gap", "conv"], "utilities": ["rest"], "preprocess": "own"}
+    entries = [*drawn(["GradCAM"]), *drawn(["GradCAM"], layer="conv")]
+    run = write_run(tmp_path / "run", entries, configuration=asked, hash=fingerprint(asked))
+    write_report(run, tmp_path / "report.html")
+    for said in (table(run), (tmp_path / "report.html").read_text()):
+        assert said.count("The run is not finished: nothing yet of vgg16 gap rest, vgg16 conv rest.") == len(models) - 1
+        assert said.count("not finished") == len(models) - 1
+
+
+def test_a_baseline_that_is_not_shown_marks_what_it_beats_all_the_same() -> None:
+    entries = drawn(["GradCAM", "Gaussian"])
+    for entry in entries:
+        if entry["method"] == "Gaussian":
+            entry |= {"kept": entry["full"], "coherency": 1.0, "complexity": 0.01}
+    (grid,) = make_grids(rows(entries), {}, methods=["GradCAM"])
+    assert [row[0] for row in grid.rows] == ["GradCAM"]
+    assert any("ADCC below that of Gaussian" in note for note in grid.notes)
+    (bare,) = make_grids(rows(entries), {}, methods=["GradCAM"], baselines=False)
+    assert not bare.notes
+
+
+def test_random_weights_are_not_the_papers(tmp_path: Path) -> None:
+    weights = {"resnet18": {"origin": "random", "sha256": "weights"}}
+    run = write_run(tmp_path / "run", drawn(["GradCAM"]), weights=weights)
+    assert "Not the paper's weights: those of resnet18 are random here." in table(run, view="published")

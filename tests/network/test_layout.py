@@ -86,6 +86,8 @@ def test_a_signal_with_as_many_maps_as_times_is_refused() -> None:
         (nn.Linear(5, 8), (2, 96, 8), (100,), "btn"),
         (nn.Linear(96, 96), (2, 96, 96), (96,), "btn"),
         (nn.LayerNorm(8), (2, 8, 8), (100,), "btn"),
+        (nn.LSTM(3, 4, bidirectional=True), (2, 96, 8), (100,), "btn"),
+        (nn.GRU(3, 8), (2, 96, 8), (100,), "btn"),
     ],
 )
 def test_maps_are_as_many_as_the_last_layer_that_tells_puts_out(
@@ -93,6 +95,7 @@ def test_maps_are_as_many_as_the_last_layer_that_tells_puts_out(
 ) -> None:
     assert place("here", shape, size, NOTHING, lambda: told([nn.Linear(2, 3), layer, nn.ReLU()])).layout == wanted
     assert told([nn.ReLU()]) is None
+    assert told([nn.Conv1d(3, 8, 5), nn.LayerNorm([8, 96])]) == Told(last=False, maps=8)  # a norm over the times too
 
 
 def test_a_linear_layer_along_the_times_of_a_signal_tells_nothing() -> None:
@@ -109,7 +112,11 @@ def test_maps_that_nothing_says_are_maps_are_refused() -> None:
         with pytest.raises(ValueError, match="say which with layout="):
             place("here", shape, (224, 224), Facts.of(layer, layer))
     block = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU())
-    assert place("here", (1, 16, 5, 29), (32, 30), Facts.of(block, block)).layout == "bnhw"
+    facts = Facts.of(block, block)
+    for _ in range(2):  # of one cut every pass asks
+        assert place("here", (1, 16, 5, 29), (32, 30), facts).layout == "bnhw"
+    first = nn.Sequential(nn.Conv2d(3, 768, 1), nn.LayerNorm(768))  # timm's LayerNorm2d is one
+    assert place("here", (1, 768, 4, 64), (128, 1024), Facts.of(first, first)).layout == "bnhw"
     assert (
         place("here", (1, 32, 64, 32), (64, 128), Facts(first=True)).layout == "bnhw"
     )  # filters by rows have the proportions
@@ -137,6 +144,8 @@ def test_patches_and_tokens_of_the_network_itself_decide() -> None:
     assert read(Named(0), 51, 1000) == ((51,), 0)
     with pytest.raises(ValueError, match="say which with layout="):
         read(Named(0, cls_token=1), 97, 100)
+    norm, asked = nn.LayerNorm(8), Layout("btn", positions=(12, 101), prefix=2)
+    assert place("here", (1, 1214, 8), (128,), Facts.of(Named(16), norm), asked=asked).positions == (12, 101)
 
 
 @pytest.mark.parametrize("layout", [Layout("btn", (3, 5)), Layout("btn", (14, 14), 2), Layout("bndhw")])

@@ -17,7 +17,7 @@ def reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if host and port.isdecimal():
         try:
-            create_connection((host, int(port)), timeout=ANSWER).close()
+            create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
         except OSError as error:
             raise ConnectionError(
                 f"nobody answers at {address!r} (--address): {error}; expected auto, local or HOST:PORT"

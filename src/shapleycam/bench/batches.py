@@ -84,7 +84,7 @@ def _read(item: Item, crop: Callable[[Any], Any]) -> Read:
     except OSError as error:
         if passes(error):
             raise
-        return PictureError(f"{item.name} cannot be read: {error}")
+        return PictureError(f"{item.name} cannot be read: {error.strerror or type(error).__name__}")
 
 
 def _refuse_lost(plan: Plan, none_read: bool) -> None:

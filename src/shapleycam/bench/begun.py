@@ -9,10 +9,11 @@ from typing import Any
 
 from ..explanation import explain
 from ..measurement import measure
+from ..network.cut import CutNetwork
 from ..theory.cams import METHODS
 from . import store
 from .configuration import Configuration, Machine
-from .datasets import Item
+from .datasets import GROUND_TRUTH, Item
 from .loaded import Loaded, choose_batch, class_index, load, tried_on
 from .places import Place
 from .published import overwriting_layer
@@ -44,6 +45,8 @@ def begin(
             if machine.batch == "auto"
             else int(machine.batch)
         )
+        if labels.keys() <= {*range(1, 1001)} and 1000 in labels and len(loaded.model.class_names) == 1000:
+            raise ValueError(f"{str(configuration.labels or source)!r} {GROUND_TRUTH}")
     if not known:
         label, item = next(iter(labels.items()))
         raise ValueError(
@@ -96,11 +99,14 @@ def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...
 
 
 def changed(loaded: Loaded, begun: dict[str, Any]) -> list[str]:
-    """What of a model's own is not as it was when the run began: the preprocessing, or a layer that it knows by a name."""
-    here = json.loads(json.dumps(asdict(loaded.model.preprocess)))
-    found = ["the preprocessing"] if begun.get("preprocess", here) != here else []
-    at = {name: layer["name"] for name, layer in begun.get("layers", {}).items()}
-    return found + [f"the layer {name}" for name in at if loaded.model.layers.get(name, at[name]) != at[name]]
+    """What of a model's own is not as it was when the run began: preprocessing, classes, and what it knows as gap or conv."""
+    model = loaded.model
+    here = {"preprocessing": asdict(model.preprocess), "classes": list(model.class_names)}
+    then = {"preprocessing": begun.get("preprocess"), "classes": begun.get("classes")}
+    found = [f"the {what}" for what in here if then[what] and json.loads(json.dumps(here[what])) != then[what]]
+    at = {name: layer["name"] for name, layer in begun.get("layers", {}).items() if name in ("gap", "conv")}
+    known = {name: CutNetwork(model.module, model.layers[name]).name for name in at if name in model.layers}
+    return found + [f"the layer {name}" for name in known if known[name] != at[name]]
 
 
 def now() -> str:

@@ -210,9 +210,8 @@ class Claims:
 
     def _takes(self, unit: Unit, done: Callable[[Unit], bool]) -> bool:
         """Whether a unit is now this process's, and is still to be done."""
-        with patient():  # two that do the same part write the same rows
-            if self.take(unit) and done(unit):
-                self.release(unit)
+        if self.take(unit) and done(unit):
+            self.release(unit)
         return unit in self._held
 
     def _of(self, unit: Unit, listed: Callable[[Place], frozenset[str]]) -> list[Place]:
@@ -263,10 +262,12 @@ class Claims:
         return self.run / "workers" / f"{id}.json"
 
     def _live(self) -> None:
+        late = False
         while not self._over.wait(BEAT):
-            if self._clock() - self._worked < self._patience:
+            before, late = late, self._clock() - self._worked >= self._patience
+            if not late:
                 self._beat()
-            else:
+            elif before:  # twice: a process that was suspended may go on in between
                 self._hung()
 
     def _beat(self) -> None:

@@ -79,8 +79,8 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
             found, told = parts.next(), _told(board)
             for _, step in told:
                 done[step.unit] += step.pictures
-            # An actor that dies at the same batch each time is heard of for ever.
-            news = any(done[step.unit] <= len(plan.items_of(step.unit)) for _, step in told)
+            # An actor that dies at the same batch each time is heard of for ever; a part that was lost is done again.
+            news = any(step.pictures and done[step.unit] <= 3 * len(plan.items_of(step.unit)) for _, step in told)
             since = time.monotonic() if found or news else since
             for unit, data in found:
                 writer.part(unit, data, True)

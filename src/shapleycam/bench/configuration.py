@@ -79,7 +79,7 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Machine:
-    """How it is measured here; all but the batch, the memory format and the number of threads leave numbers as they are."""
+    """How it is measured here; all but batch, memory format and device leave numbers as they are, on as many threads."""
 
     batch: str = "auto"
     """Pictures that run through the network together: a number, or auto, which tries and keeps its choice in the run."""

@@ -21,7 +21,7 @@ _NO_TEXT = re.compile("[\ud800-\udfff]")
 """Bytes of a file's name that are no UTF-8, as Python hands them out."""
 _HEADS = {"path", "picture", "image", "file", "filename", "name", "imageid"}
 _LABELS = {"label", "class", "target", "wnid", "predictionstring"}
-_GROUND_TRUTH = (
+GROUND_TRUTH = (
     "numbers classes from 1 to 1000 in the order of the challenge's own list, which is not the order of the logits; give "
     "WordNet identifiers, as in the file LOC_val_solution.csv, or indices that count from 0 in the order of the identifiers"
 )
@@ -164,10 +164,10 @@ def _labelled(items: Sequence[Item], file: Path) -> tuple[Item, ...]:
                 f"{str(file)!r} has {len(rows)} labels for {len(items)} pictures; give each line a name and a label"
             )
         given = [_parsed(label) for label in lone]
-        _refuse_from_one(file, given)
+        if set(given) <= set(range(1, 1001)) and 1000 in given:
+            raise ValueError(f"{str(file)!r} {GROUND_TRUTH}")
         return tuple(replace(item, label=label) for item, label in zip(items, given, strict=True))
     table: Mapping[str, Label | None] = {Path(path).as_posix(): label for _, (path, label) in rows}
-    _refuse_from_one(file, [*table.values()])
 
     def find(item: Item) -> Label | None:
         name = PurePosixPath(item.name)
@@ -181,12 +181,6 @@ def _labelled(items: Sequence[Item], file: Path) -> tuple[Item, ...]:
     return tuple(
         item if label is None else replace(item, label=label) for item, label in zip(items, labels, strict=True)
     )
-
-
-def _refuse_from_one(file: Path, given: Sequence[Label | None]) -> None:
-    """ImageNet's challenge counts its classes in an order of its own, from 1: 1000 is the one number that tells."""
-    if set(given) <= set(range(1, 1001)) and 1000 in given:
-        raise ValueError(f"{str(file)!r} {_GROUND_TRUTH}")
 
 
 def _lines(file: Place) -> Iterator[tuple[int, tuple[str, Label | None]]]:

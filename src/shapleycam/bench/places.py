@@ -36,7 +36,7 @@ def locate(named: str | Place) -> Place:
         return Path(named) if isinstance(named, str) else named
     kind, _, path = named.partition("://")
     if kind in ("file", "local"):
-        return Path(path)
+        return Path(path.removeprefix("localhost"))
     package, extra = _EXTRAS.get(kind, ("", ""))
     if package and find_spec(package) is None:
         raise ValueError(f'{named!r} needs {package}: pip install "shapleycam[{extra}]"')

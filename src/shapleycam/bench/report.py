@@ -20,7 +20,7 @@ from .formats import Grid
 from .places import Place, locate, store_errors
 from .scores import BASELINES, METRICS, Scores
 from .store import explanation_map, parts, read_configuration, read_part
-from .tables import make_grids, read_groups, scores_in_order
+from .tables import absent_notes, make_grids, read_groups, scores_in_order
 
 SHOWN = 3
 """Pictures shown as the best, and as the worst, of each network, target layer and utility."""
@@ -72,11 +72,15 @@ def write_report(run: Place, out: Path, pictures: Place | None = None) -> None:
     facts = read_configuration(run)
     sources = _sources(pictures or facts.get("source", ""), required=pictures is not None)
     sections = []
-    for scores in scores_in_order(read_groups(run)):
+    groups = read_groups(run)
+    for scores in scores_in_order(groups):
         where = scores.model, scores.layer, scores.utility
         grid, *beside = make_grids({where: lambda scores=scores: scores}, facts["configuration"], ci=True)  # type: ignore[misc]
         section = _section(grid, scores, run, facts, sources)
         sections.append(replace(section, agreement=beside[0] if beside else None))
+    if absent := absent_notes(groups, facts["configuration"]):
+        last = sections[-1]
+        sections[-1] = replace(last, grid=replace(last.grid, notes=(*last.grid.notes, *absent)))
     page = Environment(
         loader=PackageLoader("shapleycam", "bench"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     ).get_template("report.html")

@@ -64,7 +64,8 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
     started, writer, m = datetime.now(UTC), Writer(plan), plan.machine
     if not (left := plan.missing()) and plan.ended:
         return
-    hung = _leave if m.engine == "torchrun" else lambda: None
+    again = m.engine == "torchrun" and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    hung = _leave if again else lambda: None
     with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall, hung=hung)) as claims:
         for worker in filter(claims.shares, claims.before.values() if left else ()):
             said = f"{worker.name} works on this run too; the two share its parts"
@@ -99,7 +100,7 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
 
 
 def _leave() -> None:
-    """Ends a rank that hangs: torchrun starts it again, where it would wait for it for ever."""
+    """Ends a rank that hangs: torchrun starts the ranks again, where it would wait for this one for ever."""
     sys.stderr.write("shapleycam: no batch was done for too long (--stall), so this rank is given up\n")
     sys.stderr.flush()
     os._exit(1)
@@ -134,6 +135,7 @@ def _of_model(
     if first is None:
         return
     loaded = plan.load(name)
+    claims.tell(0, 0)  # who loads does not hang
     todo = (job for unit in chain((first,), units) for job in jobs(plan, unit, plan.batch(name)))
     labels = class_indices(loaded.model, plan.items)
     with closing(decoded(todo, loaded.model, plan.machine.threads)) as found:

@@ -62,10 +62,13 @@ def table(
     whole = read_configuration(run)
     random = [model for model, each in whole.get("weights", {}).items() if each.get("origin") == "random"]
     facts = {**whole.get("configuration", {}), "random": random}
+    groups = read_groups(run)
     grids = make_grids(
-        read_groups(run), facts, view=view, sort=sort, ci=ci, baselines=baselines,
+        groups, facts, view=view, sort=sort, ci=ci, baselines=baselines,
         utilities=utilities, methods=methods, long=format == "csv",
     )  # fmt: skip
+    if grids and (absent := absent_notes(groups, facts)):
+        grids[-1] = replace(grids[-1], notes=(*grids[-1].notes, *absent))
     return FORMATS[format](grids)
 
 
@@ -110,7 +113,7 @@ def make_grids(
     groups = rows if isinstance(rows, Mapping) else _at_hand(rows)
     every = scores_in_order(groups, utilities)
     if view == "scores":
-        return _all_scores(every, configuration, sort, ci, baselines, methods, long, _absent(groups, configuration))
+        return _all_scores(every, configuration, sort, ci, baselines, methods, long)
     found = (_chosen(scores, methods, baselines, sort) for scores in every)
     if view == "published":
         return against(found, configuration)
@@ -119,7 +122,7 @@ def make_grids(
 
 def _all_scores(
     every: Iterable[Scores], configuration: Mapping[str, Any], sort: str | None, ci: bool, baselines: bool,
-    methods: Sequence[str], long: bool, absent: Sequence[str],
+    methods: Sequence[str], long: bool,
 ) -> list[Grid]:  # fmt: skip
     main, beside = [], []
     for all_scores in every:
@@ -127,16 +130,14 @@ def _all_scores(
         beaten = _beaten(all_scores if baselines else scores)  # also by baselines that are not shown
         main.append(_grid(scores, ci, long, expected(configuration), beaten))
         beside.append(None if long else agreement(scores, title(scores), ci))
-    if absent and main and not long:
-        said = f"The run is not finished: nothing yet of {', '.join(absent)}."
-        main[-1] = replace(main[-1], notes=(*main[-1].notes, said))
     return main + [grid for grid in beside if grid]
 
 
-def _absent(groups: Groups, configuration: Mapping[str, Any]) -> list[str]:
-    """Models, layers and utilities of a run of which nothing is on disk."""
+def absent_notes(groups: Groups, configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of which models, layers and utilities of a run nothing is on disk."""
     asked = product(*(configuration.get(each, ()) for each in ("models", "layers", "utilities")))
-    return [" ".join(where) for where in asked if where not in groups]
+    absent = [" ".join(where) for where in asked if where not in groups]
+    return (f"The run is not finished: nothing yet of {', '.join(absent)}.",) if absent else ()
 
 
 def scores_in_order(groups: Groups, utilities: Sequence[str] = ()) -> Iterator[Scores]:

@@ -32,7 +32,7 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
             f"images have the shapes {', '.join(str(tuple(each.shape)) for each in every)}, expected one for all: a detector "
             "fills the smaller ones up, so that maps would lie on none of them; explain them one by one"
         )
-    if images.ndim == 5 and images.shape[1] > 4 and images.shape[2] == 3:
+    if images.ndim == 5 and images.shape[1] > 4 and images.shape[2] == 3 and _volumes(module) != images.shape[1]:
         raise ValueError(
             f"images has shape {tuple(images.shape)}, frames before channels; wrap the network in a module that takes "
             "(b, channels, frames, H, W) and moves the axes: images.movedim(2, 1)"
@@ -60,6 +60,11 @@ def check_images(model: Model | nn.Module, images: Given) -> None:
         bad := [i for i, x in enumerate(every) if not x.isfinite().all()]
     ):
         raise ValueError(f"images {bad} hold NaN or infinity; expected finite values")
+
+
+def _volumes(module: nn.Module) -> int | None:
+    """The channels of the volumes that a network takes, by its first convolution of such; None if it has none."""
+    return next((each.in_channels for each in module.modules() if isinstance(each, nn.Conv3d)), None)
 
 
 def check_pictures(model: Model | nn.Module, images: Given) -> None:

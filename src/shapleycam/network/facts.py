@@ -9,7 +9,7 @@ from torch import nn
 
 from .twin import unwrap
 
-_LAST = nn.LayerNorm | nn.Linear | nn.Embedding
+_LAST = nn.LayerNorm | nn.Linear | nn.Embedding | nn.RNNBase
 _FIRST = (
     nn.modules.conv._ConvNd
     | nn.modules.batchnorm._NormBase
@@ -43,7 +43,7 @@ class Facts:
         prefix, patch = getattr(module, "num_prefix_tokens", None), _patch(module)
         first = isinstance(unwrap(layer), _FIRST)
         known = prefix if isinstance(prefix, int) else None
-        counted, own = partial(_tokens, module), partial(told, unwrap(layer).modules())
+        counted, own = partial(_tokens, module), partial(_told_inside, unwrap(layer))
         return cls(getattr(module, "output_fmt", None), known, counted, patch, first, own)
 
 
@@ -62,12 +62,23 @@ class Told:
 def told(ended: Iterable[nn.Module]) -> Told | None:
     """What the last of some layers tells that is of such a kind; they are in the order in which they end."""
     for layer in reversed([*ended]):
-        if isinstance(layer, _LAST | _FIRST):
-            wide = getattr(layer, "normalized_shape", (None,))[-1]
-            maps = next((getattr(layer, name) for name in _WIDTHS if hasattr(layer, name)), wide)
+        several = len(getattr(layer, "normalized_shape", ())) > 1  # a norm over positions too
+        if isinstance(layer, _LAST | _FIRST) and not several:
             along = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else ()
-            return Told(isinstance(layer, _LAST), maps, along)
+            return Told(isinstance(layer, _LAST), _width(layer), along)
     return None
+
+
+def _told_inside(layer: nn.Module) -> Told | None:
+    return told(layer.modules())
+
+
+def _width(layer: nn.Module) -> int | None:
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[0]
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (2 if layer.bidirectional else 1)
+    return next((getattr(layer, name) for name in _WIDTHS if hasattr(layer, name)), None)
 
 
 def _patch(module: nn.Module) -> int | None:

@@ -118,7 +118,7 @@ def call(network: nn.Module | Callable[..., Any], images: Given) -> Any:
 
 
 def logits_of(output: Any, images: int, function: Output | None = None) -> Logits:
-    """The logits (b, c) in what a network put out: a tensor, the first such one of a tuple, a mapping's or object's `logits`.
+    """The logits (b, c) in what a network put out: a tensor, the one such in a tuple, a mapping's or object's `logits`.
 
     Raises
     ------

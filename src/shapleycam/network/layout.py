@@ -22,6 +22,10 @@ PADDED = 8
 class AmbiguousError(ValueError):
     """A layer's output that can be read in several ways."""
 
+    def __init__(self, said: str, candidates: "tuple[TargetLayer, ...]" = ()) -> None:
+        super().__init__(said)
+        self.candidates = candidates
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -94,7 +98,8 @@ def place(
     """
     if len(shape) == 4 and len(size) == 2 and asked is None:
         return _read(name, shape, find_layout(shape, (size[0], size[1]), facts, name))
-    prefix = facts.counted() if facts.prefix is None else facts.prefix
+    signal, even = len(size) == 1, shape[1] == shape[-1]
+    prefix = facts.counted() if signal and facts.prefix is None else facts.prefix
     found = list(dict.fromkeys(_readings(name, shape, size, asked, prefix)))
     if not found and asked is not None:
         raise ValueError(
@@ -103,7 +108,7 @@ def place(
     if not found:
         raise ValueError(_no_maps(name, shape, size))
     kind = tells() if len(found) > 1 else None
-    signal, even = len(size) == 1, shape[1] == shape[-1]
+    prefix = facts.counted() if prefix is None and len(found) > 1 else prefix
     if kind is not None and signal and size[0] in kind.along and size[0] != shape[1]:
         kind = None  # a linear layer as wide as the signal is long may run along it
     if kind is not None and not signal and even and len(shape) == 3 and not facts.first:
@@ -122,7 +127,8 @@ def place(
     if len(found) > 1:
         raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an input of {' x '.join(map(str, size))} may be "
-            f"{', or '.join(map(_named, found))}; say which with layout=sc.Layout(...)"
+            f"{', or '.join(map(_named, found))}; say which with layout=sc.Layout(...)",
+            tuple(found),
         )
     return found[0]
 
@@ -153,7 +159,7 @@ def find_layout(
         return "bhwn" if facts.output_fmt == "NHWC" else "bnhw"
     wide = shape[3] > max(shape[1], shape[2]) or (front and back and shape[1] == shape[2] == shape[3])
     if not (front or back) and (kind := facts.own()) is not None:
-        wide = kind.last or kind.maps not in (None, shape[1])
+        wide = kind.maps != shape[1] if kind.last else kind.maps not in (None, shape[1])
     if wide:
         raise AmbiguousError(
             f"layer {name!r} puts out {shape}, which for an image of {size[0]} x {size[1]} may be (b, n, h, w) or "
@@ -251,8 +257,10 @@ def _asked(layout: Layout) -> str:
 
 def _of_patches(positions: tuple[int, ...], size: tuple[int, ...], patch: int) -> bool:
     """Whether a position is as wide as a patch, or as several that were merged two by two."""
-    ratios = [side / (n * patch) for side, n in zip(size[-2:], positions[-2:], strict=True)]
-    return all(ratio >= 1 and ratio == 2 ** round(log2(ratio)) for ratio in ratios)
+    ratios = [side / (n * patch) for side, n in zip(size[-2:], positions[-2:], strict=False)]
+    return (
+        len(positions) < 2 or len(size) < 2 or all(ratio >= 1 and ratio == 2 ** round(log2(ratio)) for ratio in ratios)
+    )
 
 
 def _no_maps(name: str, shape: tuple[int, ...], size: tuple[int, ...]) -> str:

@@ -24,6 +24,8 @@ _PURE_FILES = {
 }
 """PyTorch's, timm's and torchvision's own layers and blocks, which in eval mode write nothing to themselves."""
 
+_WRITING = frozenset({"Conv2dSameExport"})
+
 
 def shared(module: nn.Module, changed: Container[nn.Module], known: dict[nn.Module, bool]) -> bool:
     """Whether the copy may run the module itself, with all that is in it; `known` remembers the answers."""
@@ -34,7 +36,7 @@ def shared(module: nn.Module, changed: Container[nn.Module], known: dict[nn.Modu
 
 def _is_pure(module: nn.Module, changed: Container[nn.Module], known: dict[nn.Module, bool]) -> bool:
     kind, state = type(module), vars(module)
-    if (kind not in _PURE and kind.__module__ not in _PURE_FILES) or any(_BUSY(state)):
+    if (kind not in _PURE and kind.__module__ not in _PURE_FILES) or kind.__name__ in _WRITING or any(_BUSY(state)):
         return False
     if "forward" in state or "_compiled_call_impl" in state or state.get("grad_checkpointing"):
         return False

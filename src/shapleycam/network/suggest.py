@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from .ends import End, ends, once, placed_at
 from .facts import Facts
 from .inputs import Given, Inputs, Output, logits_of, size_of
 from .layout import AmbiguousError, TargetLayer, fits
+from .recorded import tensors_in
 from .twin import replaced, unwrap
 
+FEW = 32
+"""Positions up to which tokens may lie on no grid at all."""
 _PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -43,14 +47,14 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
         When the network has no layer with maps on which its prediction depends.
     """
     module = unwrap(module)
-    seen, ended, logits = _dry_run(module, images, output)
+    seen, ended, logits, of_pixels = _dry_run(module, images, output)
     placed, doubtful = [], []
     for each in seen:
         try:
             placed += [(each, layer)] if (layer := _placed(each, ended, module, images)) is not None else []
-        except AmbiguousError as error:
-            doubtful += [(each, error)] if len(each.shape or ()) != 4 else []
-    ranked = _ranked(placed, logits, output is not None)
+        except AmbiguousError as error:  # without a traceback, which would keep the whole run
+            doubtful += [(each, error.with_traceback(None))] if len(each.shape or ()) != 4 else []
+    ranked = _ranked(placed, logits, of_pixels)
     _refuse_doubtful(doubtful, ended, ranked, logits)
     if not ranked or not ranked[0].gradient:
         often = [
@@ -72,17 +76,31 @@ def suggest(module: nn.Module, images: Given, output: Output | None = None) -> l
 def _refuse_doubtful(
     doubtful: list[tuple[End, AmbiguousError]], ended: list[End], ranked: list[Suggestion], logits: Tensor
 ) -> None:
-    """Raise what was said of the last layer that can be read in several ways, if it ends behind the best and counts."""
+    """Raise what was said of the last layer that can be read in several ways, if it ends behind the best and counts.
+
+    A few tokens that lie on no grid, such as a decoder's queries, may look like several small ones: these are passed over.
+    """
     names = [each.name for each in ended]
-    behind = names.index(ranked[0].layer.name) if ranked and ranked[0].gradient else -1
-    later = [each for each in doubtful if names.index(each[0].name) > behind]
+    best = ranked[0].layer if ranked and ranked[0].gradient else None
+    later = [
+        (each, error)
+        for each, error in doubtful
+        if best is None
+        or (
+            names.index(each.name) > names.index(best.name)
+            and any(one.positions == best.positions or prod(one.positions) > FEW for one in error.candidates)
+        )
+    ]
     slopes = _slopes([each for each, _ in later], logits)
     if errors := [error for (_, error), slope in zip(later, slopes, strict=True) if slope is not None and slope.any()]:
         raise errors[-1]
 
 
-def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[End], list[End], Tensor]:
-    """The layers that run once and put out what is made of the images, every end of a layer, and the logits."""
+def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[list[End], list[End], Tensor, bool]:
+    """The layers that run once and put out what is made of the images, every end of a layer, and the logits.
+
+    And whether these are made of class scores at every position.
+    """
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
@@ -94,7 +112,8 @@ def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[l
         logits = logits_of(put_out, len(images), output)
         tracked = [each for each in once(ended) if each.output is not None]
         made = _made_of([each.output for each in tracked if each.output is not None], leaf)
-    return [each for each, is_made in zip(tracked, made, strict=True) if is_made], ended, logits
+    of_pixels = output is not None and any(t.ndim == 4 and t.shape[1] == logits.shape[1] for t in tensors_in(put_out))
+    return [each for each, is_made in zip(tracked, made, strict=True) if is_made], ended, logits, of_pixels
 
 
 def _tracked(images: Given) -> tuple[Given, Tensor]:
@@ -149,7 +168,7 @@ def _slopes(some: list[End], logits: Tensor) -> list[Tensor | None]:
 
 
 def _ranked(placed: list[tuple[End, TargetLayer]], logits: Tensor, of_pixels: bool) -> list[Suggestion]:
-    """`of_pixels` says that the logits may be made of class scores at every position."""
+    """`of_pixels` says that the logits are made of class scores at every position."""
     if not placed or not logits.requires_grad:
         return []
     slopes = _slopes([seen for seen, _ in placed], logits)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from types import CellType, FunctionType, MappingProxyType, MethodType
 from typing import Any
@@ -47,8 +48,8 @@ def twin(
     Some modules are not run when they are called, but what `calls` says of them. What is inside `closed` ones is not copied, for
     they will not run.
 
-    Every module that a forward pass may write to is copied: all but PyTorch's and timm's own layers in eval mode,
-    most of a network.
+    Every module that a forward pass may write to is copied: all but PyTorch's, timm's and torchvision's own layers and blocks
+    in eval mode, most of a network.
     Forward hooks are part of the model and stay; backward hooks, which wait for gradients of the user's own, are left out,
     and so are torch.compile's wrappers, for compiled code has no second derivative. ScriptModules, whose code cannot be
     reached, stay what they are.
@@ -94,6 +95,12 @@ def twin(
         vars(copies[old])["_compiled_call_impl"] = _called(ref(copies[old]), call)
     renewed: nn.Module = _renewed(root, copies)
     return renewed
+
+
+def deep_copy(module: nn.Module) -> nn.Module:
+    """A copy with weights of its own, which keeps nothing that was made of the old ones."""
+    caches = (vars(each).get(name) for each in module.modules() for name in _CACHES)
+    return deepcopy(module, {id(cache): {} for cache in caches if cache is not None})
 
 
 def _called(copy: ref[nn.Module], call: Call) -> Callable[..., Any]:

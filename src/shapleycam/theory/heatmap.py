@@ -47,7 +47,7 @@ def coherency(one: ExplanationMaps, other: ExplanationMaps, size: tuple[int, int
     )
     x, y = (each - (rows @ each @ columns)[:, None, None] for each in (x, y))
     covariance, of_x, of_y = ((a * (down @ b @ across)).sum((1, 2)) for a, b in ((x, y), (x, x), (y, y)))
-    r = ((covariance / (of_x * of_y).sqrt()).clamp(-1, 1) + 1) / 2
+    r = ((covariance / (of_x.sqrt() * of_y.sqrt())).clamp(-1, 1) + 1) / 2
     finite = (one + other).flatten(1).isfinite().all(1)
     return r.where(varied, 0).where(finite, torch.nan).to(torch.promote_types(one.dtype, torch.float32))
 
