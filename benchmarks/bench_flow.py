@@ -1,8 +1,9 @@
-"""What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT]`.
+"""What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT] [--quick]`.
 
 First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
-plain ones of the same batches in the same process. Then: 20,000 made-up pictures (or COUNT) through a tiny network, the
-pictures/s of the last thousand over those of the first thousand, and the resident memory at these two places.
+plain ones of the same batches in the same process, the median of three rounds, or of one. Then: 20,000 made-up pictures (or
+COUNT) through a tiny network, the pictures/s of the last thousand over those of the first thousand, and the resident memory
+at these two places.
 """
 
 import sys
@@ -53,23 +54,23 @@ def finish(run: Plan) -> float:
     return perf_counter() - start
 
 
-def against_own_passes(pictures: Path, layer: str, folder: Path) -> float:
+def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> float:
     """Time of a run over the time of the forward passes that it makes, both in this process, one after the other."""
     configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
     machine = Machine(batch="8")
     loaded = load("efficientnet_lite0", configuration, machine)
     machine = Machine(batch="8", channels_last=loaded.channels_last)
     with patch.object(bench, "load", lambda *given: loaded):  # loading is not measured here
-        return _against_own_passes(pictures, folder, loaded, configuration, machine)
+        return _against_own_passes(pictures, folder, loaded, configuration, machine, turns)
 
 
 def _against_own_passes(
-    pictures: Path, folder: Path, loaded: Loaded, configuration: Configuration, machine: Machine
+    pictures: Path, folder: Path, loaded: Loaded, configuration: Configuration, machine: Machine, turns: int
 ) -> float:
     sizes = passes(loaded, plan(pictures, folder / "counted", configuration, machine))
     images = loaded.blank(max(sizes)).normal_()
     rounds = []
-    for turn in range(3):
+    for turn in range(turns):
         seconds = finish(plan(pictures, folder / f"run{turn}", configuration, machine))
         start = perf_counter()
         with torch.inference_mode():
@@ -127,12 +128,12 @@ def _resident() -> float:
 def main() -> None:
     """Print both results."""
     keep_freed()  # as the command does
-    pictures, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 20_000
+    turns, asked = 1 if "--quick" in sys.argv else 3, [each for each in sys.argv[1:] if each != "--quick"]
+    pictures, count = Path(asked[0]), int(asked[1]) if asked[1:] else 20_000
     with tempfile.TemporaryDirectory() as folder:
         for layer in ("gap", "conv"):
-            print(
-                f"efficientnet_lite0 {layer}: {against_own_passes(pictures, layer, Path(folder, layer)):.2f} of its own passes"
-            )
+            ratio = against_own_passes(pictures, layer, Path(folder, layer), turns)
+            print(f"efficientnet_lite0 {layer}: {ratio:.2f} of its own passes", flush=True)
         speed, before, after = steadiness(count, Path(folder))
         print(
             f"{count} pictures: last over first thousand's pictures/s {speed:.2f}, memory {before:.0f} MiB, then {after:.0f}"

@@ -91,13 +91,13 @@ def workers(pictures: Path, folder: Path) -> None:
         "4",
         "--no-channels-last",
     ]
-    rounds = [
-        {name: started(pictures, folder / f"{name}{turn}", *each, *flags)[0] for name, each in ENGINES.items()}
-        for turn in range(3)
-    ]
-    for name in list(ENGINES)[1:]:
-        times = [turn[name] / turn["one process"] for turn in rounds]
-        print(f"{name}: {median(times):.2f} times one process ({', '.join(f'{each:.2f}' for each in times)})")
+    found: dict[str, list[float]] = {}
+    for turn in range(3):
+        rates = {name: started(pictures, folder / f"{name}{turn}", *each, *flags)[0] for name, each in ENGINES.items()}
+        for name in list(ENGINES)[1:]:
+            found.setdefault(name, []).append(rates[name] / rates["one process"])
+            said = ", ".join(f"{each:.2f}" for each in found[name])
+            print(f"{name}: {median(found[name]):.2f} times one process ({said})", flush=True)
 
 
 def cost(folder: Path, count: int = 2000) -> None:
