@@ -1,4 +1,4 @@
-"""What a heatmap costs beside plain inference, here and in grad-cam: `python -m benchmarks.heatmap [--quick]`.
+"""What a heatmap costs beside plain inference, here and in grad-cam: `python -m benchmarks.heatmap [--quick] [NETWORK]`.
 
 Times are medians over rounds of the ratio to `model(images)` under `torch.inference_mode()` in the same round. GradCAM by hand is
 the least that PyTorch takes for one heatmap, without a check, a copy of the network or a second method. Memory is
@@ -93,7 +93,7 @@ def main() -> None:
     names = ["GradCAM by hand", *OURS, *(f"grad-cam {name}" for name in THEIRS)]
     print("| network | layer | batch | " + " | ".join(names) + " | memory, all ten |")
     print("|---|---|--:|" + "--:|" * (len(names) + 1))
-    for network in NETWORKS:
+    for network in [name for name in NETWORKS if name in sys.argv] or NETWORKS:
         for layer in ("gap", "conv"):
             for batch in (1, 8):
                 calls, cells = contestants(network, layer, batch), {}

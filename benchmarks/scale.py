@@ -1,9 +1,8 @@
 """What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
 
-workers: pictures/s of two workers on two cores over one on one core, efficientnet_lite0, one thread each: two processes on one
-folder, two ranks of torchrun, two actors of Ray; and two processes that share nothing, each on a core of its own, which is
-what the machine allows. While all of them work: starting, loading and the last part of each are left out. Medians of three
-rounds in which all take turns.
+workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
+torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows. While all of them work:
+starting, loading and the last part of each are left out. Medians of three rounds in which all take turns.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
 reads and measures the same batches, and neither claims nor writes. Starting is left out there too, and told apart: seconds
@@ -43,7 +42,7 @@ from shapleycam.bench.run import measured
 from shapleycam.bench.scores import ORDER
 
 ENGINES = {
-    "one process": ("apart", 1),
+    "one process": ("local", 1),
     "two apart": ("apart", 2),
     "two processes": ("local", 2),
     "torchrun": ("torchrun", 2),
@@ -64,10 +63,10 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
     begun = time.time()
     several = [
         subprocess.Popen(
-            ["taskset", "--cpu-list", str(core) if engine == "apart" else "0,1", *call, "--out", str(run)],
+            [*call, "--out", str(run)],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )
-        for core, run in enumerate(runs)
+        for run in runs
         for _ in range(workers if engine == "local" else 1)
     ]  # fmt: skip
     for process in several:
@@ -86,7 +85,7 @@ def workers(pictures: Path, folder: Path) -> None:
         "--layers",
         "gap,conv",
         "--part",
-        "8",
+        "4",
         "--batch",
         "4",
         "--no-channels-last",
