@@ -377,6 +377,24 @@ def test_call_that_raises_inside_a_transformer_leaves_nothing_behind(name: str, 
     left.check()
 
 
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_transformers_maps_are_its_own_whatever_writes_behind_them(name: str) -> None:
+    make, _ = NETWORKS[name]
+    block, found = ("blocks.0" if name == "vit" else "layers.1.blocks.0"), []
+    for inplace in (True, False):
+        network = make()
+        network.get_submodule(f"{block}.mlp").act = nn.ReLU(inplace=inplace)
+        found.append(explain(network, images(), layer=f"{block}.mlp.fc1", methods="all"))
+    same(*found)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_a_transformers_blank_map_is_named(name: str) -> None:
+    make, layer = NETWORKS[name]
+    out = explain(make(), images(), layer=layer, methods="GradCAM", utility=lambda logits, targets: 0 * logits.sum(1))
+    assert [(each.image, each.reason) for each in out.warnings] == [(0, "blank"), (1, "blank")]
+
+
 def test_what_a_network_keeps_of_its_parameters_is_not_kept_for_it() -> None:
     network, x = levit().train(), F.interpolate(images(), 64)
     left = Left(network, x)
