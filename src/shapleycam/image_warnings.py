@@ -76,7 +76,7 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
     own = out.logits.gather(1, out.targets[:, None])[:, 0]
     answered = own.isfinite() & ~(out.logits.isnan() | out.logits.isposinf()).any(1)  # others may be ruled out by -inf
     signs["finite"] = (out.signs["finite"] & answered).tolist()
-    softmax = out.nobody.utility in (post_softmax, log_softmax)
+    softmax = _saturates(out)
     confident = out.logits.cpu().double().softmax(1).gather(1, out.targets.cpu()[:, None])[:, 0].tolist()
     for image, (finite, target) in enumerate(zip(signs["finite"], out.targets.tolist(), strict=True)):
         if not finite:
@@ -126,8 +126,12 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 yield ImageWarning(image, method, "blank", _dim(out, high[image]))
 
 
+def _saturates(out: "Explanation") -> bool:
+    return out.nobody.utility in (post_softmax, log_softmax)
+
+
 def _dim(out: "Explanation", high: float) -> str:
-    softmax = '; utility="rest" does not saturate' if out.nobody.utility in (post_softmax, log_softmax) else ""
+    softmax = '; utility="rest" does not saturate' if _saturates(out) else ""
     return (
         f"the map is blank or dim: its largest share is {high:.3g}, so {out.utility} hardly changes with the maps of "
         f"{out.layer.name}{softmax}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +11,10 @@ from .batch import Explanation
 from .explanation import explain
 from .network.arguments import resolve_utility
 from .network.cut import CutNetwork
+from .network.ends import ends
 from .network.inputs import Output
 from .network.layout import Axes, Layout
-from .network.twin import deep_copy, twin, unwrap
+from .network.twin import deep_copy, unwrap
 from .network.weights import draw as draw_weights
 from .network.weights import randomise
 from .network.zoo import Model
@@ -151,20 +151,7 @@ def cascade(
 
 def weighted(module: nn.Module, images: Images) -> list[str]:
     """Names of the modules that hold weights of their own, the one that ends last first; those that do not run are left out."""
-    ended: dict[str, None] = {}
-
-    def record(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            ended.pop(name, None)
-            ended[name] = None
-
-        return hook
-
-    holders = {
-        each: record(name)
-        for name, each in module.named_modules()
-        if name and next(each.parameters(False), None) is not None
-    }
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        twin(module, holders)(images[:1].clone())
-    return list(reversed(ended))
+        _, ended = ends(unwrap(module), images[:1].clone())
+    holding = (each.name for each in reversed(ended) if next(each.module.parameters(False), None) is not None)
+    return list(dict.fromkeys(holding))

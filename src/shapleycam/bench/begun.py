@@ -74,9 +74,8 @@ def begin(
 def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...]) -> dict[str, Any]:
     model, blank = loaded.model, loaded.blank(1)
     choosy = [name for name in methods if name in CHOOSY]
-    choosy += {
-        METHODS[name].order: name for name in methods if name in METHODS
-    }.values()  # not all have second derivatives
+    # One of each order, for not all networks have second derivatives.
+    choosy += {METHODS[name].order: name for name in methods if name in METHODS}.values()
     layers: dict[str, Any] = {}
     for layer in configuration.layers:
         layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)

@@ -133,12 +133,7 @@ def place(
     return found[0]
 
 
-def find_layout(
-    shape: tuple[int, ...],
-    size: tuple[int, int],
-    facts: Facts,
-    name: str,
-) -> Axes:
+def find_layout(shape: tuple[int, ...], size: tuple[int, int], facts: Facts, name: str) -> Axes:
     """Which axes of a layer's output (b, ., ., .) are the positions, given the image's (H, W).
 
     A convolution's maps come first. Of other layers the positions have the image's proportions, give or take one row or column.
