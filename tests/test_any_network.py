@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models.hiera import Hiera
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -641,6 +642,23 @@ def test_an_embedding_as_wide_as_the_last_maps_is_explained_at_these() -> None:
 
     out = explain(living(Embedding()), noise(1, 3, 12, 12), output=lambda y: y["embedding"], methods="GradCAM")
     assert out.layer.name == "last"
+
+
+def test_tokens_that_lie_window_by_window_are_refused() -> None:
+    network = living(
+        Hiera((64, 64), embed_dim=8, num_heads=1, stages=(1, 1, 1, 1), mask_unit_size=(4, 4), num_classes=5)
+    )
+    x = noise(1, 3, 64, 64)
+    order = network.unroll(torch.arange(256).view(1, 256, 1))  # type: ignore[operator]
+    assert order[0, :4, 0].tolist() == [0, 8, 128, 136]
+    for layer in ("blocks.0", "blocks.1", "blocks.2", "blocks.3.norm1"):
+        with pytest.raises(ValueError, match=r"window by window, not row by row.*its last stage.*blocks.3"):
+            explain(network, x, layer=layer)
+    found = [each.layer for each in suggest_layers(network, x)]
+    assert (found[0].name, found[0].positions) == ("blocks.3", (2, 2))
+    assert {each.positions for each in found if each.layout == "btn"} == {(2, 2)}
+    named = explain(network, x, layer="patch_embed", layout=Layout("btn", positions=(16, 16))).layer
+    assert named.positions == (16, 16)  # these lie row by row, and the caller says so
 
 
 def test_a_few_queries_that_lie_on_no_grid_do_not_hide_the_maps_they_look_at() -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 from torch import nn
 
@@ -32,6 +33,8 @@ class Facts:
     """Counts its prefix tokens, where it has no number of them."""
     patch: int | None = None
     """Pixels a side of a patch."""
+    rolled: Callable[[], frozenset[int]] = frozenset
+    """Finds how many tokens lie window by window, not row by row."""
     first: bool = False
     """Whether the layer itself, not only something in it, is a convolution or the like, whose maps come first."""
     own: "Callable[[], Told | None]" = lambda: None
@@ -43,8 +46,8 @@ class Facts:
         prefix, patch = getattr(module, "num_prefix_tokens", None), _patch(module)
         first = isinstance(unwrap(layer), _FIRST)
         known = prefix if isinstance(prefix, int) else None
-        counted, own = partial(_tokens, module), partial(_told_inside, unwrap(layer))
-        return cls(getattr(module, "output_fmt", None), known, counted, patch, first, own)
+        counted, rolled, own = partial(_tokens, module), partial(_rolled, module), partial(_told_inside, unwrap(layer))
+        return cls(getattr(module, "output_fmt", None), known, counted, patch, rolled, first, own)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,13 @@ def _patch(module: nn.Module) -> int | None:
         if len(sides) == 1 and isinstance(side := sides.pop(), int) and side > 0:
             return side
     return None
+
+
+def _rolled(module: nn.Module) -> frozenset[int]:
+    """The numbers of tokens in those stages of timm's and Hugging Face's Hiera whose windows are yet to be pooled."""
+    schedules = (vars(each).get("schedule") for each in module.modules())
+    stages = (stage for schedule in schedules if isinstance(schedule, dict) for stage in schedule.values())
+    return frozenset(prod(stage[1]) for stage in stages if isinstance(stage, tuple) and stage[0])
 
 
 def _tokens(module: nn.Module) -> int | None:

@@ -130,6 +130,12 @@ def place(
             f"{', or '.join(map(_named, found))}; say which with layout=sc.Layout(...)",
             tuple(found),
         )
+    grid = asked is not None and asked.positions
+    if found[0].layout == "btn" and not grid and prod(found[0].positions) in facts.rolled():
+        raise ValueError(
+            f"layer {name!r} puts out {shape}, as many tokens as lie window by window, not row by row, in this network; name a "
+            "layer of its last stage, or give the grid with layout=sc.Layout(...) if these do lie row by row"
+        )
     return found[0]
 
 
