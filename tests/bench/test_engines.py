@@ -143,16 +143,19 @@ def test_an_actor_decodes_the_next_part_while_its_network_is_at_one(
         assert job.unit != first or opened.wait(30)
         return rows_of(plan, loaded, labels, job, reads)
 
-    monkeypatch.setattr("ray.get", lambda there: there)
+    get = Mock(side_effect=lambda there: there)
+    monkeypatch.setattr("ray.get", get)
     monkeypatch.setattr("shapleycam.bench.batches._read", read)
     monkeypatch.setattr("shapleycam.bench.run.rows_of", measured)
-    actor = _Measurer([plan], {first.model: plan.load(first.model)}, Mock())
+    loaded = plan.load(first.model)
+    actor = _Measurer([plan], {first.model: loaded}, Mock())
     with ThreadPoolExecutor(2) as calls:
         one = calls.submit(actor, {"unit": [vars(first)]})
         assert begun.wait(30)
         two = calls.submit(actor, {"unit": [vars(second)]})
     assert [each.result()["failed"] for each in (one, two)] == [[""], [""]]
     assert len(threads) == 1
+    assert [fetched.args[0] for fetched in get.call_args_list] == [plan, loaded]  # each once, for both units
     for unit, each in ((first, one), (second, two)):
         write_whole(unit.path(plan.run), each.result()["data"][0])
         assert plan.complete(unit)
@@ -176,7 +179,7 @@ def test_a_driver_that_is_killed_goes_on_where_it_was(
     driver.kill()
     driver.communicate()
     assert len(list((tmp_path / "run").rglob("*.parquet"))) < PARTS
-    done = end(bench(model="slow", RANK="0", TRACE=str(tmp_path / "trace")))  # on another engine
+    done = end(bench("--engine", "ray", model="slow", RANK="0", TRACE=str(tmp_path / "trace")))
     assert "all 6 parts complete" in done
     environment = {"RANK": "0", "TRACE": str(tmp_path / "trace")}
     with pytest.MonkeyPatch.context() as patched:
@@ -229,6 +232,39 @@ def test_a_stall_ends_in_words_that_say_what_to_set(bench: Bench, tmp_path: Path
     assert "no actor has finished a batch for 5 s; 2 actors ask for 1 CPUs" in said
     assert "--actors" in said
     assert "--stall" in said
+
+
+def test_actors_that_find_no_cpu_end_in_words_that_say_what_to_set(bench: Bench) -> None:
+    script = """
+import sys
+import ray
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+ray.init(cluster.address, log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Other:
+    def works(self):
+        return True
+
+other = Other.remote()
+ray.get(other.works.remote())
+print(cluster.address, flush=True)
+sys.stdin.read()
+"""
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert cluster.stdout
+    try:
+        address = cluster.stdout.readline().strip()
+        said = end(bench("--engine", "ray", "--address", address, "--actors", "1", "--stall", "5"), 1)
+    finally:
+        cluster.communicate(timeout=60)
+    assert "no actor has finished a batch for 5 s; 1 actors ask for 0.5 CPUs and 0 GPUs, and 0 of 1 CPUs are free" in said
+    assert "--actors" in said
 
 
 def test_what_a_network_raises_in_an_actor_is_said_in_a_line(bench: Bench, tmp_path: Path) -> None:
@@ -287,6 +323,16 @@ def test_pictures_and_run_may_be_in_an_object_store(
         done = subprocess.run(call, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert "data:image/jpeg" in (tmp_path / "report.html").read_text()
+
+
+def test_actors_measure_pictures_in_an_object_store_into_a_run_there(
+    bench: Bench, planned: Planned, bucket: str, tmp_path: Path
+) -> None:
+    where = {"source": f"{bucket}/val", "out": f"{bucket}/runs/ray", "model": "mortal"}
+    end(bench("--shard", "1/2", **where))
+    assert "all 6 parts complete" in end(bench("--engine", "ray", **where, DIES=str(tmp_path / "died")))
+    assert (tmp_path / "died").exists()
+    assert read_rows(locate(where["out"])).equals(finish(planned("quiet", models="tiny:mortal")))
 
 
 def test_a_tar_and_a_list_in_an_object_store_are_read_where_they_are(
@@ -372,6 +418,28 @@ def test_what_ends_the_actors_just_now_is_not_lost(planned: Planned, monkeypatch
     with pytest.raises(RuntimeError, match="out of everything"):
         for _ in cluster._steps(plan, plan.missing(), Mock(spec=Claims)):
             pass
+
+
+def test_each_model_is_put_into_the_object_store_once(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nothing:
+        def iter_rows(self) -> Iterator[Any]:
+            yield from ()
+
+    def dataset(plan: Plan, left: Any, models: Any, board: Any) -> Nothing:
+        assert len(left) == 2 * PARTS
+        assert list(models) == names
+        return Nothing()
+
+    names = ["tiny:network", "tiny:mortal"]
+    plan, ray = planned(), MagicMock()
+    units = (*plan.units, *(replace(unit, model=names[1]) for unit in plan.units))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "_dataset", dataset)
+    monkeypatch.setattr(cluster, "_portable", lambda plan, name: name)
+    monkeypatch.setattr(cluster, "_told", lambda board: [])
+    for _ in cluster._steps(plan, units, Mock(spec=Claims)):
+        pass
+    assert [put.args[0] for put in ray.put.call_args_list] == names
 
 
 def test_rays_client_is_refused_for_ray_data_does_not_run_through_it() -> None:
