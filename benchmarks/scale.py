@@ -1,12 +1,13 @@
 """What sharing a run costs: `python -m benchmarks.scale PICTURES [workers] [cost] [growth]`, all three if none is named.
 
-workers: pictures/s of two workers over one of efficientnet_lite0, one thread each: two processes on one folder, two ranks of
-torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows. While all of them work:
-starting, loading and the last part of each are left out. Medians of three rounds in which all take turns.
+workers: pictures/s of two workers on two cores over one on one core, of efficientnet_lite0, one thread each: two processes on
+one folder, two ranks of torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows.
+While all of them work: starting, loading and the last part of each are left out. Medians of three rounds in which all take turns.
+Linux only.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
 reads and measures the same batches, and neither claims nor writes. Starting is left out there too, and told apart: seconds
-until the first part is written.
+until the first part is written. Medians of seven rounds.
 
 growth: a network that does nothing on ever more parts, up to 50,000 pictures, twelve networks and two layers: seconds and
 resident memory of the run, and of the table of its rows.
@@ -53,14 +54,15 @@ BEGUN = 5
 """Parts of a run that are done before every worker has begun: they start one after the other."""
 
 
-def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -> tuple[float, float]:
+def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str, cores: int = 2) -> tuple[float, float]:
     """Parts a second of a run while all workers are at work, with one thread each; and seconds until the first part was there."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
     call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
     call += ["--engine", "local" if engine == "apart" else engine, "--actors", str(workers), "--workers", "1", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     runs = [out / f"{number}" for number in range(workers if engine == "apart" else 1)]
-    begun = time.time()
+    begun, every = time.time(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(every)[:cores])  # which processes that are started from here keep
     several = [
         subprocess.Popen(
             [*call, "--out", str(run)],
@@ -69,12 +71,13 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str) -
         for run in runs
         for _ in range(workers if engine == "local" else 1)
     ]  # fmt: skip
+    os.sched_setaffinity(0, every)
     for process in several:
         if said := process.communicate()[1] if process.wait() else "":
             raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
-    every = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
-    ends = every[BEGUN * len(runs) : 1 - workers or None]
-    return (len(ends) - 1) / (ends[-1] - ends[0]), every[0] - begun
+    written = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
+    ends = written[BEGUN * len(runs) : 1 - workers or None]
+    return (len(ends) - 1) / (ends[-1] - ends[0]), written[0] - begun
 
 
 def workers(pictures: Path, folder: Path) -> None:
@@ -85,14 +88,17 @@ def workers(pictures: Path, folder: Path) -> None:
         "--layers",
         "gap,conv",
         "--part",
-        "4",
+        "8",
         "--batch",
-        "4",
+        "8",
         "--no-channels-last",
     ]
     found: dict[str, list[float]] = {}
     for turn in range(3):
-        rates = {name: started(pictures, folder / f"{name}{turn}", *each, *flags)[0] for name, each in ENGINES.items()}
+        rates = {
+            name: started(pictures, folder / f"{name}{turn}", engine, count, *flags, cores=count)[0]
+            for name, (engine, count) in ENGINES.items()
+        }
         for name in list(ENGINES)[1:]:
             found.setdefault(name, []).append(rates[name] / rates["one process"])
             said = ", ".join(f"{each:.2f}" for each in found[name])
@@ -109,7 +115,7 @@ def cost(folder: Path, count: int = 2000) -> None:
     flags = ("--models", "benchmarks.bench_flow:tiny", "--part", str(PART), "--batch", "32", "--no-channels-last")
     found: dict[str, list[float]] = {}
     waits: dict[str, list[float]] = {}
-    for turn in range(3):
+    for turn in range(7):
         found.setdefault("bare", []).append(bare(pictures, folder / f"bare{turn}"))
         for engine in ("local", "torchrun", "ray"):
             rate, wait = started(pictures, folder / f"{engine}{turn}", engine, 1, *flags)

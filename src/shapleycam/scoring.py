@@ -117,7 +117,9 @@ class Scoring:
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
         explanation_maps = masked(images, maps, self.background)
         whole_colour = images if self.background is None else images + self.background
-        anti = whole_colour - explanation_maps  # x * (1 - H), without the slow product with images that are channels last
+        anti = (
+            whole_colour - explanation_maps
+        )  # x * (1 - H), without the slow product with images that are channels last
         kept, coherency = self._explain_again(explanation_maps, targets, groups, place)
         deleted = self.share(self.infer(anti), place)
         with torch.autocast(images.device.type, enabled=False):

@@ -263,7 +263,9 @@ sys.stdin.read()
         said = end(bench("--engine", "ray", "--address", address, "--actors", "1", "--stall", "5"), 1)
     finally:
         cluster.communicate(timeout=60)
-    assert "no actor has finished a batch for 5 s; 1 actors ask for 0.5 CPUs and 0 GPUs, and 0 of 1 CPUs are free" in said
+    assert (
+        "no actor has finished a batch for 5 s; 1 actors ask for 0.5 CPUs and 0 GPUs, and 0 of 1 CPUs are free" in said
+    )
     assert "--actors" in said
 
 
