@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 		--model efficientnet_lite0 --methods paper --out out/demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 quick: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "not large"

@@ -114,9 +114,15 @@ def slow(
     }
 
 
-@pytest.mark.parametrize("utility", ["rest", "post-softmax"])
 @pytest.mark.parametrize("layer", ["gap", "conv"])
-@pytest.mark.parametrize(("masking", "mask"), [("normalised", with_the_mean_colour), ("raw", with_black)])
+@pytest.mark.parametrize(
+    ("masking", "mask", "utility"),
+    [
+        ("normalised", with_the_mean_colour, "rest"),
+        ("normalised", with_the_mean_colour, "post-softmax"),
+        ("raw", with_black, "rest"),
+    ],
+)
 def test_measurements_are_those_of_a_loop_over_images_and_methods(
     masking: Any, mask: Callable[[Tensor, Tensor], Tensor], layer: str, utility: str
 ) -> None:

@@ -36,7 +36,11 @@ def check(net: nn.Module, x: Tensor, layer: str) -> None:
         torch.testing.assert_close(own.tail(maps[:2]), wanted[:2], rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("name", sc.ZOO)
+LARGER = {"resnet101", "resnet152", "swin_s", "swin_b", "swin_l", "efficientnet_lite1", "efficientnet_lite2"}
+"""More of the same blocks as others of the zoo."""
+
+
+@pytest.mark.parametrize("name", sorted(sc.ZOO.keys() - LARGER))
 def test_replay_of_the_zoos_networks_is_the_whole_network(name: str) -> None:
     model = sc.load_model(name, weights="random")
     for layer in model.layers.values():
