@@ -52,8 +52,8 @@ def contestants(network: str) -> dict[str, Callable[[], object]]:
 
     return {
         "inference": infer,
-        "GradCAM": lambda: sc.explain(model, images, methods="GradCAM", utility="pre-softmax"),
-        "ShapleyCAM": lambda: sc.explain(model, images, methods="ShapleyCAM"),
+        "GradCAM": lambda: sc.explain(model, images, methods="GradCAM", utility="pre-softmax").heatmaps["GradCAM"],
+        "ShapleyCAM": lambda: sc.explain(model, images, methods="ShapleyCAM").heatmaps["ShapleyCAM"],
         "ScoreCAM": ours,
         "grad-cam's ScoreCAM": quietly,
     }
