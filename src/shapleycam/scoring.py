@@ -116,10 +116,8 @@ class Scoring:
         whole = len(which) == len(self.images) and which[0] == which[-1]  # one method, all images in their order
         images, targets = self.images if whole else self.images[place], self.out.targets[place]
         explanation_maps = masked(images, maps, self.background)
-        whole_colour = images if self.background is None else images + self.background
-        anti = (
-            whole_colour - explanation_maps
-        )  # x * (1 - H), without the slow product with images that are channels last
+        both = images if self.background is None else images + self.background
+        anti = both - explanation_maps  # x * (1 - H), without another product, which is slow where channels are last
         kept, coherency = self._explain_again(explanation_maps, targets, groups, place)
         deleted = self.share(self.infer(anti), place)
         with torch.autocast(images.device.type, enabled=False):

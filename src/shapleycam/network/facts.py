@@ -98,7 +98,8 @@ def _rolled(module: nn.Module) -> frozenset[int]:
     """The numbers of tokens in those stages of timm's and Hugging Face's Hiera whose windows are yet to be pooled."""
     schedules = (vars(each).get("schedule") for each in module.modules())
     stages = (stage for schedule in schedules if isinstance(schedule, dict) for stage in schedule.values())
-    return frozenset(prod(stage[1]) for stage in stages if isinstance(stage, tuple) and stage[0])
+    pairs = (stage for stage in stages if isinstance(stage, tuple) and [*map(type, stage)] == [list, list])
+    return frozenset(prod(grid) for strides, grid in pairs if strides)
 
 
 def _tokens(module: nn.Module) -> int | None:
