@@ -213,7 +213,9 @@ def test_every_method_of_grad_cam_gives_its_heatmaps(network: str, layer: str, u
             agree(out.heatmaps[method], theirs(network, layer, utility, method), method, TOLERANCE.get(method, 1e-5))
 
 
-@pytest.mark.parametrize(("network", "layer", "utility"), CASES)
+@pytest.mark.parametrize("utility", UTILITIES)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("network", NETWORKS)
 def test_every_method_gives_the_heatmaps_of_slow_loops_in_float64(network: str, layer: str, utility: str) -> None:
     model, images = in_float64(network)
     targets = ours(network, layer, utility).targets

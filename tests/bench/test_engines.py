@@ -34,10 +34,9 @@ from tiny import Planned, finish
 
 pytestmark = [
     pytest.mark.large,
-    pytest.mark.xdist_group("engines"),
+    pytest.mark.xdist_group("engines"),  # one after the other: an address that is "auto" finds any cluster here
     pytest.mark.skipif(os.name != "posix", reason="signals"),
 ]
-# One after the other: an address that is "auto" finds any cluster on the machine.
 TESTS = Path(__file__).parents[1]
 PARTS = 6
 TORCHRUN = [
