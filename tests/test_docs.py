@@ -12,13 +12,29 @@ PAGES = sorted(page for page in (ROOT / "docs").glob("*.md") if "```python\n" in
 
 
 @pytest.mark.large
+def test_the_readmes_first_lines_run(tmp_path: Path) -> None:
+    first, _, _ = (ROOT / "README.md").read_text().partition("## In a browser")
+    own = "import torchvision\n\nmy_module = torchvision.models.resnet18()\n"
+    assert run(own + code_of(first), tmp_path).strip() == ""  # no warnings
+
+
+@pytest.mark.large
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    run(code_of(page.read_text()), tmp_path)
+
+
+def code_of(text: str) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+
+
+def run(code: str, folder: Path) -> str:
+    """What code says, beside two pictures."""
     for name in ("cat.jpg", "coffee.jpg"):
-        (tmp_path / name).write_bytes((ROOT / "src" / "shapleycam" / "data" / name).read_bytes())
-    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        (folder / name).write_bytes((ROOT / "src" / "shapleycam" / "data" / name).read_bytes())
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_page_of_equations_is_what_the_docstrings_say() -> None:

@@ -338,3 +338,68 @@ def test_a_folder_that_may_not_be_written_to_is_refused_before_anything_is_expla
 def test_a_network_of_features_has_no_class_to_explain(model: Model) -> None:
     with pytest.raises(ValueError, match="tiny puts out features and no classes"):
         find_target(replace(model, class_names=()), None)
+
+
+# What one picture must not do to the others
+
+
+def counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The pictures that are cropped, as they are."""
+    seen: list[Any] = []
+    crop = Preprocess.crop
+    monkeypatch.setattr(Preprocess, "crop", lambda self, picture: seen.append(picture) or crop(self, picture))
+    return seen
+
+
+def test_a_picture_is_decoded_once(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, seen = [picture("a.png"), picture("b.png")], counted(model, monkeypatch)
+    write(model, paths, tmp_path / "out", top=2)
+    assert seen == paths
+
+
+def test_a_file_where_a_pictures_folder_is_to_be_stops_no_other(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path
+) -> None:
+    paths, out = [picture("a.png"), picture("b.png")], tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("mine")
+    first, second = write(model, paths, out)
+    assert first.failed
+    assert "a' is a file; move it, or name another folder" in first.line
+    assert not second.failed
+    assert (out / "b" / "sheet.png").is_file()
+    assert (out / "a").read_text() == "mine"
+
+
+def test_logits_that_are_no_numbers_are_null_and_said_on_every_tile(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = nn.Sequential(*model.module, nn.LogSoftmax(1), nn.Threshold(torch.inf, torch.nan))
+    captions: list[str] = []
+    monkeypatch.setattr(
+        shapleycam.gallery,
+        "sheet",
+        lambda tiles, title: captions.extend(name for name, _ in tiles) or sheet(tiles, title),
+    )
+    (written,) = write(replace(model, module=module), [picture("a.png")], tmp_path / "out")
+    assert "probability not a number" in written.line
+    assert captions == ["picture", *(f"{method} (blank: see warnings)" for method in METHODS)]
+    facts = json.loads((tmp_path / "out" / "a" / "explanation.json").read_text(), parse_constant=pytest.fail)
+    assert facts["target"]["probability"] is None
+
+
+def test_a_command_explains_one_layer_which_the_first_picture_tells(
+    model: Model, picture: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        shapleycam.gallery, "explain", lambda *given, **named: asked.append(named["layer"]) or explain(*given, **named)
+    )
+    paths = [picture(f"{letter}.png") for letter in "abc"]
+    write(replace(model, layers={}), paths, tmp_path / "out", batch=1, top=2)
+    assert asked == [None, *["3"] * 5]
+    facts = [json.loads((path / "explanation.json").read_text()) for path in (tmp_path / "out").glob("*/*")]
+    assert len({(each["layer"]["name"], each["layer"]["reason"]) for each in facts}) == 1
+    assert facts[0]["layer"]["reason"] != ""

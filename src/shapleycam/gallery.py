@@ -5,22 +5,23 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import chain, count
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .batch import Explanation
 from .explanation import explain
-from .network.pictures import PictureError
+from .network.layout import TargetLayer
+from .network.pictures import RGB, PictureError, pixels
 from .network.zoo import Model
 from .playground import Progress
-from .render import overlay, sheet
+from .render import blend, sheet
 from .theory.cams import nearest
 from .theory.utility import shares
 
@@ -76,26 +77,39 @@ def write_explanations(
     check_folder(out)
     folders, options = folder_names(pictures), {"target": target, "top": top, "samples": samples, "budget": budget}
 
+    chosen: TargetLayer | None = None
+
     def asked(images: Tensor, targets: int | str | Tensor | None) -> Explanation:
-        return explain(
-            model, images, methods=methods, layer=layer, utility=utility, targets=targets, seed=seed,
+        nonlocal chosen
+        found = explain(
+            model, images, methods=methods, layer=chosen.name if chosen else layer,
+            layout=chosen.as_layout if chosen else None, utility=utility, targets=targets, seed=seed,
             samples=samples, progress=progress, budget=budget,
         )  # fmt: skip
+        chosen = chosen or found.layer  # the first picture's, where it is found: one command explains one layer
+        return replace(found, layer=chosen)
 
     for start in range(0, len(pictures), batch):
         some = pictures[start : start + batch]
         read = [_read(model, picture) for picture in some]
-        images = [image for image in read if isinstance(image, Tensor)]
-        found = _explain(asked, images, wanted, top) if images else []
-        places = iter(range(len(images)))
-        for picture, folder, image in zip(some, folders[start:], read, strict=False):
-            if isinstance(image, PictureError):
-                yield Written(picture, str(image), failed=True)
+        seen = [pixels(crop) for crop in read if not isinstance(crop, PictureError)]
+        found = _explain(asked, model.formed(model.preprocess.of_pixels(seen)), wanted, top) if seen else []
+        places = iter(range(len(seen)))
+        for picture, folder, crop in zip(some, folders[start:], read, strict=False):
+            if isinstance(crop, PictureError):
+                yield Written(picture, str(crop), failed=True)
                 continue
             place = next(places)
             for rank, explained in enumerate(found):
                 inner = f"{rank + 1}-{_slug(model.class_names[int(explained.targets[place])])}" if top > 1 else ""
-                yield Written(picture, _write(model, explained[place], picture, out / folder / inner, seed, options))
+                into = out / folder / inner
+                try:
+                    into.mkdir(parents=True, exist_ok=True)
+                except (FileExistsError, NotADirectoryError) as error:
+                    where = f"the folder {str(into)!r} cannot be made, for {error.filename!r} is a file"
+                    yield Written(picture, f"{picture}: {where}; move it, or name another folder", failed=True)
+                    continue
+                yield Written(picture, _write(model, explained[place], picture, crop, into, seed, options))
 
 
 def check_folder(out: Path) -> None:
@@ -149,25 +163,26 @@ def find_target(model: Model, target: str | None) -> int | str | None:
     raise ValueError(f"unknown target {target!r}, no index, wnid or class name; {nearest(target, model.class_names)}")
 
 
-def _read(model: Model, picture: Path) -> Tensor | PictureError:
+def _read(model: Model, picture: Path) -> RGB | PictureError:
     try:
-        return model.images(picture)
+        return model.preprocess.crop(picture)
     except PictureError as error:
         return error
 
 
 def _explain(
-    asked: Callable[..., Explanation], images: Sequence[Tensor], target: int | str | None, top: int
+    asked: Callable[..., Explanation], images: Tensor, target: int | str | None, top: int
 ) -> list[Explanation]:
-    first = asked(torch.cat(list(images)), targets=target)
+    first = asked(images, targets=target)
     likeliest = first.logits.topk(top, 1).indices
-    return [first] + [asked(torch.cat(list(images)), targets=likeliest[:, rank]) for rank in range(1, top)]
+    return [first] + [asked(images, targets=likeliest[:, rank]) for rank in range(1, top)]
 
 
-def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: int, options: Mapping[str, Any]) -> str:
+def _write(
+    model: Model, out: Explanation, picture: Path, crop: RGB, folder: Path, seed: int, options: Mapping[str, Any]
+) -> str:
     """The files of one picture, whose explanation is a batch of one; gives the line to say of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    overlays = {method: tiles[0] for method, tiles in overlay(out, [picture]).items()}
+    overlays = {method: blend(crop, heatmaps[0]) for method, heatmaps in out.heatmaps.items()}
     for method, tile in overlays.items():
         tile.save(folder / f"{method}.png")
         several = {"heatmap": out.heatmaps[method].float(), "explanation": out.explanations[method]}
@@ -175,11 +190,13 @@ def _write(model: Model, out: Explanation, picture: Path, folder: Path, seed: in
         np.savez_compressed(folder / f"{method}.npz", **{name: each[0].cpu().numpy() for name, each in several.items()})  # type: ignore[arg-type]
     facts = {**_facts(model, out, picture), "seed": seed, "options": dict(options)}
     target = facts["target"]
-    said = f"{picture.name}: {target['name']} ({target['index']}), probability {target['probability']:.4f}"
+    chance = "not a number" if target["probability"] is None else f"{target['probability']:.4f}"
+    said = f"{picture.name}: {target['name']} ({target['index']}), probability {chance}"
     title = f"{said}\n{model.name}, {out.layer}, {out.utility}"
     blank = {warning.method for warning in out.warnings if warning.reason in ("blank", "constant", "non-finite")}
-    tiles = [(f"{method} ({_NOTHING})" if method in blank else method, tile) for method, tile in overlays.items()]
-    sheet([("picture", model.preprocess.crop(picture)), *tiles], title).save(folder / "sheet.png")
+    said_of = {method: f"{method} ({_NOTHING})" if {method, None} & blank else method for method in overlays}
+    tiles = [(said_of[method], tile) for method, tile in overlays.items()]
+    sheet([("picture", crop), *tiles], title).save(folder / "sheet.png")
     written = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
     # What is no text in a file's name is escaped as JSON has it.
     (folder / "explanation.json").write_bytes(written.encode(errors="backslashreplace"))
@@ -191,7 +208,10 @@ def _facts(model: Model, out: Explanation, picture: Path) -> dict[str, Any]:
 
     def one(index: int) -> dict[str, Any]:
         wnid = {"wnid": model.wnids[index]} if model.wnids else {}
-        return {"index": index, **wnid, "name": model.class_names[index], "probability": float(probabilities[index])}
+        chance = float(probabilities[index])  # JSON has no NaN
+        return {
+            "index": index, **wnid, "name": model.class_names[index], "probability": chance if isfinite(chance) else None
+        }  # fmt: skip
 
     return {
         "picture": str(picture),

@@ -94,13 +94,10 @@ def find_warnings(out: "Explanation") -> Iterator[ImageWarning]:
                 f"class {target} has a probability of {confident[image]:.8f}, where the softmax is flat and the gradient of "
                 f'{out.utility} vanishes; utility="rest" does not saturate',
             )
-        if signs.get("hvp is zero", [False] * (image + 1))[image]:
-            yield ImageWarning(
-                image,
-                None,
-                "linear",
-                "HX is zero: the utility is linear in the maps, so second order equals first order",
-            )
+        if "hvp is zero" in signs and signs["hvp is zero"][image]:
+            flat = signs["maps is zero"][image] or signs["gradient is zero"][image]
+            why = "" if flat else ": the utility is linear in the maps"
+            yield ImageWarning(image, None, "linear", f"HX is zero{why}, so second order equals first order")
         if "path gap" in signs and not (gap := signs["path gap"][image]) <= signs["path limit"][image]:
             yield ImageWarning(
                 image,

@@ -443,6 +443,10 @@ def test_hx_of_a_utility_that_is_linear_in_the_maps_is_zero_with_a_warning() -> 
     curved = explain(network, x, layer="4", utility="pre-softmax", methods=["GradCAM", "ShapleyCAM"])
     assert not torch.equal(curved.explanations["ShapleyCAM"], curved.explanations["GradCAM"])
     assert curved.warnings == ()
+    nn.init.zeros_(network[4].weight)
+    nn.init.zeros_(network[4].bias)
+    blank = explain(network, x, layer="5", methods=["GradCAM", "ShapleyCAM"])  # maps of zeros, which says nothing of U
+    assert str(blank.warnings[0]) == "image 0: HX is zero, so second order equals first order"
 
 
 # Layers that cannot be a target
@@ -738,6 +742,25 @@ def test_explanation_does_not_depend_on_the_layout(size: tuple[int, int]) -> Non
         torch.testing.assert_close(last.heatmaps[method], first.heatmaps[method], rtol=1e-4, atol=1e-5)
 
 
+class MovedConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).permute(0, 2, 3, 1)
+
+
+def test_a_convolution_whose_maps_are_moved_behind_its_positions_is_read_so() -> None:
+    network, x = both_layouts(11), images(2, 16, 24)
+    moved = MovedConv(3, 11, 3, stride=2, padding=1)
+    moved.load_state_dict(network[0].state_dict())
+    hooked = both_layouts(11)
+    hooked[0].register_forward_hook(lambda module, given, output: output.permute(0, 2, 3, 1))
+    hooked[1] = nn.Identity()
+    wanted = explain(network, x, layer="0")
+    for other in (nn.Sequential(moved, *network[2:]).eval(), hooked):
+        found = explain(other, x, layer="0")
+        assert found.layer == TargetLayer("0", "bhwn", 11, (8, 12))
+        torch.testing.assert_close(found.heatmaps, wanted.heatmaps, rtol=1e-4, atol=1e-5)
+
+
 def test_maps_as_many_as_rows_and_columns_need_layout() -> None:
     network, x = both_layouts(8), images(2, 16, 16)
     with pytest.raises(ValueError, match='say which with layout="bnhw" or layout="bhwn"'):
@@ -755,7 +778,7 @@ def test_maps_as_many_as_rows_and_columns_are_read_as_timms_output_fmt_says() ->
     network.output_fmt = "NHWC"
     last = explain(network, x, layer="1")
     network.output_fmt = "NCHW"
-    first = explain(network, x, layer="0")
+    first = explain(network, x, layer="2")
     assert (first.layer.layout, last.layer.layout) == ("bnhw", "bhwn")
     torch.testing.assert_close(first.heatmaps["ShapleyCAM"], last.heatmaps["ShapleyCAM"], rtol=1e-4, atol=1e-5)
 

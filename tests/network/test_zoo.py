@@ -426,6 +426,18 @@ def test_any_timm_tag_and_any_network_of_torchvision_will_do() -> None:
         assert tuple(logits(model, image()).shape) == (1, 1000)
 
 
+def test_a_transformer_is_built_for_the_size_that_its_pictures_are_cropped_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    def small(name: str, weights: None, image_size: int = 224) -> models.VisionTransformer:  # 632 million otherwise
+        return models.VisionTransformer(image_size, 14, 1, 2, 16, 32)
+
+    monkeypatch.setattr(models, "get_model", small)
+    model = load_model("torchvision/vit_h_14", weights="random")
+    assert model.input_size == (518, 518)
+    assert model.module.image_size == 518
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="device 'abacus' cannot be used, cpu always can: "):
         load_model("torchvision/squeezenet1_1", weights="random", device="abacus")

@@ -46,8 +46,7 @@ class Loaded:
 
     def images(self, crops: Sequence[Tensor]) -> Tensor:
         """Pixels of several crops, 0 to 255, as the network takes them."""
-        images = self.model.preprocess.normalise(torch.stack(list(crops)).to(self.device, torch.float32) / 255)
-        return self.formatted(images.to(self.dtype))
+        return self.formatted(self.model.preprocess.of_pixels(crops, self.device).to(self.dtype))
 
     @cached_property
     def randomised(self) -> nn.Module:

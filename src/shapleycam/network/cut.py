@@ -101,8 +101,9 @@ class CutNetwork:
             if create_graph:  # the head is differentiated twice too
                 tail.enter_context(mode())
             log = Log(self.module, self.name) if replay else None
+            network = self._with(tap, log)
             given = images.detach() if self._own and not (replay or images.is_inference()) else images.clone()
-            logits = logits_of(call(self._with(tap, log), given), len(images), self.output)
+            logits = logits_of(call(network, given), len(images), self.output)
         if tap.runs != 1 or tap.layer is None or tap.leaf is None:
             raise ValueError(self._runs(tap.runs, images))
         if log is None:

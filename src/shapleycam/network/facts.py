@@ -37,6 +37,8 @@ class Facts:
     """Finds how many tokens lie window by window, not row by row."""
     first: bool = False
     """Whether the layer itself, not only something in it, is a convolution or the like, whose maps come first."""
+    width: int | None = None
+    """How many maps such a layer says that it puts out; None if it does not say."""
     own: "Callable[[], Told | None]" = lambda: None
     """What the kinds of the layer and all in it tell: see `told`."""
 
@@ -44,10 +46,12 @@ class Facts:
     def of(cls, module: nn.Module, layer: nn.Module) -> "Facts":
         """The facts of a network and one of its layers."""
         prefix, patch = getattr(module, "num_prefix_tokens", None), _patch(module)
-        first = isinstance(unwrap(layer), _FIRST)
+        inner = unwrap(layer)
+        first = isinstance(inner, _FIRST)
         known = prefix if isinstance(prefix, int) else None
-        counted, rolled, own = partial(_tokens, module), partial(_rolled, module), partial(_told_inside, unwrap(layer))
-        return cls(getattr(module, "output_fmt", None), known, counted, patch, rolled, first, own)
+        width = _width(inner) if first else None
+        counted, rolled, own = partial(_tokens, module), partial(_rolled, module), partial(_told_inside, inner)
+        return cls(getattr(module, "output_fmt", None), known, counted, patch, rolled, first, width, own)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def find_layout(shape: tuple[int, ...], size: tuple[int, int], facts: Facts, nam
     AmbiguousError
         When that does not settle it.
     """
-    if facts.first:
+    if facts.first and facts.width in (None, shape[1]):  # else a subclass or a hook has moved them
         return "bnhw"
     front, back = _proportionate(shape[2:], size), _proportionate(shape[1:3], size)
     if front != back:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from .pictures import KINDS, MEGAPIXELS, RGB, Interpolation, Picture, PictureError, label, middle, pixels, read_picture
@@ -70,7 +70,11 @@ class Preprocess:
         crops = [pixels(self.crop(picture)) for picture in several]
         if not crops:
             raise ValueError("expected at least one picture, but got none; check that the list or folder is not empty")
-        return self.normalise(torch.stack(crops).to(torch.float32) / 255)
+        return self.of_pixels(crops)
+
+    def of_pixels(self, crops: Iterable[UInt8[Tensor, "3 H W"]], device: torch.device | str = "cpu") -> RGBImages:
+        """The same of the `pixels` of what `crop` gives."""
+        return self.normalise(torch.stack(list(crops)).to(device, torch.float32) / 255)
 
     def crop(self, picture: Picture) -> RGB:
         """What the network sees of a picture, as a picture.

@@ -236,12 +236,15 @@ def _torchvision(name: str, tag: str, entry: Entry | None, weights: Weights) -> 
     if short not in known:
         raise ValueError(f"unknown model {name!r}; {nearest(tag, [f'torchvision/{each}' for each in known])}")
     published = next(iter(models.get_model_weights(short)))
+    transform = published.transforms()
     origin = f"torchvision: {published}" if weights is None else str(weights)
     if weights is None and not (Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]).is_file():
         reach(name, published.url)
     try:
         with kept_rng():
-            module = models.get_model(short, weights=published if weights is None else None)
+            # A transformer's positions are for one size, which fetched weights bring along.
+            size = {"image_size": transform.crop_size[0]} if weights is not None and short.startswith("vit_") else {}
+            module = models.get_model(short, weights=published if weights is None else None, **size)
     except OSError as error:
         raise unreachable(name, published.url) from error
     if weights is not None and weights != "random":
@@ -254,7 +257,6 @@ def _torchvision(name: str, tag: str, entry: Entry | None, weights: Weights) -> 
             module, "transform_input"
         ):  # what GoogLeNet and Inception were trained on; off where none are fetched
             module.transform_input = True
-    transform = published.transforms()
     own = Preprocess(
         size=(transform.crop_size[0],) * 2,
         resize=transform.resize_size[0],

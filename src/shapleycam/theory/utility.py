@@ -39,7 +39,7 @@ def log_softmax(logits: Logits, targets: Targets) -> Utilities:
 
 def rest(logits: Logits, targets: Targets) -> Utilities:
     """Residual Softmax Target-Class utility y_c + ln p_c, Eq. (16)."""
-    return pre_softmax(logits, targets) + log_softmax(logits, targets)
+    return pre_softmax(logits + _of_several(logits).log_softmax(1), targets)
 
 
 @dataclass(frozen=True)
