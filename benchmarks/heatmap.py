@@ -1,8 +1,8 @@
 """What a heatmap costs beside plain inference, here and in grad-cam: `python -m benchmarks.heatmap [--quick] [NETWORK]`.
 
 Times are medians over rounds of the ratio to `model(images)` under `torch.inference_mode()` in the same round. GradCAM by hand is
-the least that PyTorch takes for one heatmap, without a check, a copy of the network or a second method. Ours are asked for all
-their heatmaps, made on demand. Memory is the peak of the tensors that a call holds, as a ratio to the same of inference.
+the least that PyTorch takes for one heatmap, without a check, a copy of the network or a second method. Memory is the peak of
+the tensors that a call holds, as a ratio to the same of inference.
 """
 
 import sys
@@ -63,7 +63,7 @@ def contestants(network: str, layer: str, batch: int) -> dict[str, Callable[[], 
             return module(images)
 
     def ours(methods: str) -> Callable[[], Mapping[str, Tensor]]:
-        return lambda: {**sc.explain(model, images, methods=methods, layer=layer).heatmaps}
+        return lambda: sc.explain(model, images, methods=methods, layer=layer).heatmaps
 
     def theirs(name: str) -> Callable[[], object]:
         import pytorch_grad_cam as rival

@@ -627,7 +627,7 @@ def test_four_threads_on_one_network_give_the_numbers_of_one_thread(name: str) -
     left.check()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["cnn", "attention", "vit"])
 def test_a_thousand_calls_leave_the_number_of_tensors_and_the_memory_flat(name: str) -> None:
     make, layer = NETWORKS[name]
     network, x = make(), images(1)
