@@ -66,7 +66,8 @@ def bench(pictures: Path, tmp_path: Path) -> Bench:
             "--layers", "gap,conv", "--methods", "GradCAM,ShapleyCAM,RandomCAM", "--part", str(part), "--batch", "2",
             "--no-channels-last", *arguments,
         ]  # fmt: skip
-        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS), **environment}
+        found = os.pathsep.join((str(TESTS), *os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+        surroundings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": found, **environment}
         return subprocess.Popen(
             call, cwd=TESTS, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -225,6 +226,16 @@ cluster.shutdown()
         assert read_rows(tmp_path / "run").equals(finish(planned("quiet", models="tiny:slow", part=1)))
 
 
+def test_a_part_is_written_although_the_next_one_hangs(bench: Bench, tmp_path: Path) -> None:
+    end(bench("--shard", "1/6", model="asleep"))  # begins the run
+    running = bench("--engine", "ray", "--actors", "1", model="asleep", SLEEPS="20")
+    try:
+        written(tmp_path / "run", 2)
+    finally:
+        running.send_signal(signal.SIGINT)
+        running.communicate(timeout=60)
+
+
 def test_a_stall_ends_in_words_that_say_what_to_set(bench: Bench, tmp_path: Path) -> None:
     end(bench("--shard", "1/6", model="asleep"))  # begins the run; trying a layer would sleep as well
     said = end(bench("--engine", "ray", "--stall", "5", model="asleep", SLEEPS="1"), 1)
@@ -374,7 +385,7 @@ def test_rays_driver_keeps_its_own_handler_of_sigterm(monkeypatch: pytest.Monkey
 
 def test_news_of_one_batch_again_and_again_are_no_progress(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     class Waiting:
-        def iter_rows(self) -> Iterator[Any]:
+        def iter_batches(self, **given: Any) -> Iterator[Any]:
             over.wait(60)
             yield from ()
 
@@ -396,7 +407,7 @@ def test_news_of_one_batch_again_and_again_are_no_progress(planned: Planned, mon
 
 def test_what_ends_the_actors_just_now_is_not_lost(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        def iter_rows(self) -> Iterator[Any]:
+        def iter_batches(self, **given: Any) -> Iterator[Any]:
             failed.wait(60)
             raise RuntimeError("out of everything")
             yield
@@ -423,7 +434,7 @@ def test_what_ends_the_actors_just_now_is_not_lost(planned: Planned, monkeypatch
 
 def test_each_model_is_put_into_the_object_store_once(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     class Nothing:
-        def iter_rows(self) -> Iterator[Any]:
+        def iter_batches(self, **given: Any) -> Iterator[Any]:
             yield from ()
 
     def dataset(plan: Plan, left: Any, models: Any, board: Any) -> Nothing:

@@ -114,7 +114,9 @@ class _Parts(Thread):
 
     def run(self) -> None:
         try:
-            for row in self.dataset.iter_rows():
+            # Not its rows: Ray holds back each until there is another.
+            tables = self.dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for row in chain.from_iterable(table.to_pylist() for table in tables):
                 unit = Unit(**row["unit"])
                 if row["failed"]:
                     raise ActorError(f"an actor failed at part {unit.part} of {unit.model}: {row['failed']}")
