@@ -32,7 +32,7 @@ CPUS = 0.5
 """What an actor asks for. Where actors take whole ones, they may take all there are, and Ray hangs without a word
 (ray-project/ray#44687)."""
 CALLS = 2
-"""Units that an actor has at a time: one in the network, and one whose pictures are decoded."""
+"""Units that an actor is at: one in the network, and one whose pictures are decoded. As many wait, for Ray gives it more late."""
 News: TypeAlias = tuple[str, Step]
 """An actor, and what it has done."""
 
@@ -72,11 +72,16 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
     parts.start()
-    since, done = time.monotonic(), Counter[Unit]()
+    since = asked = time.monotonic()
+    done = Counter[Unit]()
     try:
         while True:
             over = parts.over  # before what is asked for: an error that comes later is raised the next time
-            found, told = parts.next(), _told(board)
+            found = parts.next()
+            if not found or time.monotonic() - asked > POLL:  # to ask takes time that parts need
+                told, asked = _told(board), time.monotonic()
+            else:
+                told = []
             for _, step in told:
                 done[step.unit] += step.pictures
             # An actor that dies at the same batch each time is heard of for ever; a part that was lost is done again.
@@ -216,7 +221,7 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
         _Measurer,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=machine.actors, max_tasks_in_flight_per_actor=CALLS, enable_true_multi_threading=True
+            size=machine.actors, max_tasks_in_flight_per_actor=2 * CALLS, enable_true_multi_threading=True
         ),
         max_concurrency=CALLS,
         runtime_env={"env_vars": ONE_ARENA},
