@@ -1,6 +1,6 @@
 """A run on Ray Data: actors anywhere in a cluster measure parts, and this process alone writes them.
 
-An actor or a node that is killed costs the parts that it was at: Ray gives them to others.
+An actor or a node that is killed costs the parts that it was at: they are done again once the actor has restarted somewhere.
 """
 
 import logging
@@ -96,7 +96,7 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
             if over and not found and not told:
                 break
             if time.monotonic() - since > plan.machine.stall:
-                raise TimeoutError(_stalled(plan.machine))
+                raise TimeoutError(_stalled(plan.machine, min(plan.machine.actors, len(left))))
             yield Step(left[0], 0)
     finally:
         for unit, data in parts.come():
@@ -127,7 +127,9 @@ class _Parts(Thread):
                     raise ActorError(f"an actor failed at part {unit.part} of {unit.model}: {row['failed']}")
                 self._queue.put((unit, row["data"]))
         except Exception as error:  # noqa: BLE001 - raised where the driver waits
-            self.error = error
+            from ray.exceptions import RayError
+
+            self.error = ActorError(str(error)) if isinstance(error, RayError) else error
         finally:
             self.over = True
 
@@ -221,7 +223,9 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
         _Measurer,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=machine.actors, max_tasks_in_flight_per_actor=2 * CALLS, enable_true_multi_threading=True
+            size=min(machine.actors, len(left)),
+            max_tasks_in_flight_per_actor=2 * CALLS,
+            enable_true_multi_threading=True,
         ),
         max_concurrency=CALLS,
         runtime_env={"env_vars": ONE_ARENA},
@@ -267,14 +271,16 @@ def _connected(machine: Machine) -> Iterator[None]:
         ray.shutdown()
 
 
-def _stalled(machine: Machine) -> str:
+def _stalled(machine: Machine, actors: int) -> str:
     import ray
 
     there_are, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    asked = {"CPU": CPUS * machine.actors, "GPU": machine.actors if machine.device.startswith("cuda") else 0}
+    asked = {"CPU": CPUS * actors, "GPU": actors if machine.device.startswith("cuda") else 0}
     said = ", ".join(f"{free.get(k, 0):g} of {there_are.get(k, 0):g} {k}s are free" for k in asked)
+    many = actors > 1
     return (
-        f"no actor has finished a batch for {machine.stall:g} s; {machine.actors} actors ask for "
-        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give fewer (--actors), or more time "
-        "(--stall SECONDS) where a batch takes that long; the same command again goes on from there"
+        f"no actor has finished a batch for {machine.stall:g} s; {actors} actor{'s ask' if many else ' asks'} for "
+        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give {'fewer (--actors), or ' * many}a smaller --batch "
+        "where actors run out of memory, or more time (--stall SECONDS) where a batch takes that long; the same command "
+        "again goes on from there"
     )
