@@ -215,7 +215,8 @@ cluster.shutdown()
     assert cluster.stdout
     try:
         address = cluster.stdout.readline().strip()
-        arguments = ("--engine", "ray", "--address", address)
+        # A node has room for two: one at least is on that which is lost.
+        arguments = ("--engine", "ray", "--address", address, "--actors", "3")
         running = bench(*arguments, part=1, model="slow", RANK="0", TRACE=str(tmp_path / "trace"))
         written(tmp_path / "run", 2)
         print("now", file=cluster.stdin, flush=True)
