@@ -165,7 +165,9 @@ def test_what_others_have_done_is_told_once_and_not_what_they_had_done_before(ru
         each.close()
 
 
-def test_an_engine_that_deals_out_parts_itself_works_alone(run: Any) -> None:
+def test_an_engine_that_deals_out_parts_itself_works_alone(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT", 0.05)
+    monkeypatch.setattr(claims, "POLL", 0.05)
     one = Claims(run, "rank 7")
     with pytest.raises(ValueError, match="rank 7 works on the run in"):
         Claims(run, alone=True)
@@ -258,16 +260,17 @@ def test_of_other_shards_nothing_is_told_for_they_share_no_part(run: Any) -> Non
         each.close()
 
 
+@pytest.mark.parametrize("machine", ["elsewhere", places.host()])
 def test_a_driver_waits_for_the_sign_of_life_of_one_that_may_be_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str
 ) -> None:
-    """On another machine: one whose beats stand still is waited for, and one that beats is a rival."""
-    now, expiry = [0.0], claims.EXPIRY
+    """One whose beats stand still is waited for, also where its number is another process's by now; one that beats is a rival."""
+    now, expiry, id = [0.0], claims.EXPIRY, f"{machine}-{os.getpid()}-abc"
 
     def file(beat: int) -> None:
         places.write_whole(
-            tmp_path / "workers" / "elsewhere-1-abc.json",
-            json.dumps({"id": "elsewhere-1-abc", "name": "the old driver", "alone": True, "beat": beat}).encode(),
+            tmp_path / "workers" / f"{id}.json",
+            json.dumps({"id": id, "name": "the old driver", "alone": True, "beat": beat}).encode(),
         )
 
     def later(seconds: float) -> None:
@@ -330,7 +333,42 @@ def test_a_store_that_is_away_is_nobodys_death_and_stops_nobody(run: Any, monkey
         now[0] = 100.0
         assert not second.take(UNITS[0])
         assert list(second.news()) == []
+        now[0] += 2 * claims.EXPIRY
+        assert not second.take(UNITS[0])
     assert (run / "workers" / f"{first.me.id}.json").exists()
     first.close()
     assert second.take(UNITS[0])
     second.close()
+
+
+def test_a_process_that_could_not_be_read_has_not_done_less_than_before(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    other = Claims(run, "rank 1")
+    other.tell(10, 0)
+    other._beat()
+    one = Claims(run, clock=lambda: now[0])
+    now[0] += claims.BEAT
+    one._seen.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(claims.json, "loads", lambda data: (_ for _ in ()).throw(TimeoutError("no answer")))
+        assert list(one.news()) == []
+    other.tell(2, 0)
+    other._beat()
+    now[0] += claims.BEAT
+    assert list(one.news()) == [("rank 1", 2, 0)]
+    for each in (other, one):
+        each.close()
+
+
+def test_who_could_not_release_a_unit_does_not_wait_for_itself(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(path: Any) -> None:
+        raise TimeoutError("no answer")
+
+    with closing(Claims(run)) as one:
+        assert one.take(UNITS[0])
+        with monkeypatch.context() as patched:
+            patched.setattr(claims, "remove", away)
+            one.release(UNITS[0])
+        assert list(one.each(UNITS[:1], nothing)) == [UNITS[0]]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
@@ -486,6 +487,27 @@ def test_a_part_that_another_process_has_just_completed_is_not_replaced_by_half_
     assert unit.path(plan.run).read_bytes() == b"half"
 
 
+def test_a_part_that_a_store_does_not_hand_out_just_now_is_not_replaced_by_half_of_it(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, slower = planned(), planned()
+    finish(plan)
+    unit = plan.units[0]
+    whole = unit.path(plan.run).read_bytes()
+
+    def away(*given: Any, **named: Any) -> Any:
+        raise ConnectionError("nobody answers")
+
+    writer = run.Writer(slower)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(unit.path(plan.run)), "read_bytes", away)
+        patched.setattr(store.pq, "read_schema", away)
+        writer.part(unit, b"half", False)
+    assert writer.problem == "1 parts cannot be written yet: nobody answers"
+    writer.flush()
+    assert unit.path(plan.run).read_bytes() == whole
+
+
 def test_a_finished_run_that_is_called_again_is_left_as_it_is(planned: Planned) -> None:
     finish(planned())
     file = planned().run / "run.json"
@@ -538,6 +560,18 @@ def test_what_others_have_done_is_not_asked_of_the_disk_part_by_part(
         pass
     assert read_rows(planned().run).equals(undisturbed)
     assert len(made) <= len(planned().every) + 1  # both may reach for one at the same moment
+
+
+def test_of_many_others_a_line_names_some(planned: Planned) -> None:
+    plan = planned()
+    others = [claims.Claims(plan.run, f"node{number}") for number in range(6)]
+    with closing(measured(plan)) as steps:
+        first = [next(steps) for _ in others]
+    assert {step.worker for step in first} == {f"node{number}" for number in range(6)}
+    assert [bool(step.said) for step in first] == [True] + [False] * 5
+    assert first[0].said.endswith(" and 2 more are on this run too; those that live share its parts")
+    for each in others:
+        each.close()
 
 
 def test_who_waits_for_others_says_for_whom(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:

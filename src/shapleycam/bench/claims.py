@@ -114,7 +114,9 @@ class Claims:
                 yield unit
         for unit in held:  # some may be of the dead
             claims = self._of(unit, listed)
-            held_still = claims and self._lives(self._owner(claims[-1]))
+            owner = self._owner(claims[-1]) if claims else None
+            # Its own that it does not hold: it could not be removed.
+            held_still = unit in self._held or (owner != self.me.id and self._lives(owner))
             if not (written(unit) or held_still) and self._takes(unit, done):
                 yield unit
 
@@ -168,6 +170,8 @@ class Claims:
         self._looked = self._clock()
         with patient():
             for worker in filter(self.shares, self.others()):
+                if worker.beat < 0:  # it could not be read yet
+                    continue
                 told = self._told.get(worker.id, Worker("", ""))
                 self._told[worker.id] = worker
                 yield worker.name, worker.pictures - told.pictures, worker.problems - told.problems
@@ -194,14 +198,11 @@ class Claims:
         sweep(self.run / "parts", everyone=True)  # another that ends just now may write into run.json
 
     def _rivals(self) -> list[str]:
-        """The living processes with which this one cannot share; of those that may be dead it waits for a beat."""
-        first = self.before
+        """The processes with which this one cannot share: each is to show a beat, for its number may be another's now."""
+        first: dict[str, Worker] = {}
         while self.before and (self.me.alone or any(worker.alone for worker in self.before.values())):
-            moved = [
-                worker.name
-                for worker in self.before.values()
-                if worker.id.startswith(f"{host()}-") or worker.beat != first.get(worker.id, worker).beat
-            ]
+            first = self.before | {id: worker for id, worker in first.items() if worker.beat >= 0}
+            moved = [worker.name for worker in self.before.values() if worker.beat > first[worker.id].beat >= 0]
             if moved:
                 return moved
             time.sleep(POLL)
@@ -256,7 +257,7 @@ class Claims:
             if not passes(error):
                 raise
             known = self._seen.get(id)  # while a store is away nobody's beats stand still
-            return replace(known.worker if known else Worker(id, id), beat=-1)
+            return replace(known.worker if known else Worker(id, id), beat=(known.worker.beat if known else 0) - 1)
 
     def _file(self, id: str) -> Place:
         return self.run / "workers" / f"{id}.json"

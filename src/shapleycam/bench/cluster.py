@@ -1,6 +1,6 @@
 """A run on Ray Data: actors anywhere in a cluster measure parts, and this process alone writes them.
 
-An actor or a node that is killed costs the parts that it was at: Ray gives them to others.
+An actor or a node that is killed costs the parts that it was at: they are done again once the actor has restarted somewhere.
 """
 
 import logging
@@ -32,7 +32,7 @@ CPUS = 0.5
 """What an actor asks for. Where actors take whole ones, they may take all there are, and Ray hangs without a word
 (ray-project/ray#44687)."""
 CALLS = 2
-"""Units that an actor has at a time: one in the network, and one whose pictures are decoded."""
+"""Units that an actor is at: one in the network, and one whose pictures are decoded. As many wait, for Ray gives it more late."""
 News: TypeAlias = tuple[str, Step]
 """An actor, and what it has done."""
 
@@ -72,11 +72,16 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
     parts.start()
-    since, done = time.monotonic(), Counter[Unit]()
+    since = asked = time.monotonic()
+    done = Counter[Unit]()
     try:
         while True:
             over = parts.over  # before what is asked for: an error that comes later is raised the next time
-            found, told = parts.next(), _told(board)
+            found = parts.next()
+            if not found or time.monotonic() - asked > POLL:  # to ask takes time that parts need
+                told, asked = _told(board), time.monotonic()
+            else:
+                told = []
             for _, step in told:
                 done[step.unit] += step.pictures
             # An actor that dies at the same batch each time is heard of for ever; a part that was lost is done again.
@@ -91,7 +96,7 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
             if over and not found and not told:
                 break
             if time.monotonic() - since > plan.machine.stall:
-                raise TimeoutError(_stalled(plan.machine))
+                raise TimeoutError(_stalled(plan.machine, min(plan.machine.actors, len(left))))
             yield Step(left[0], 0)
     finally:
         for unit, data in parts.come():
@@ -114,13 +119,17 @@ class _Parts(Thread):
 
     def run(self) -> None:
         try:
-            for row in self.dataset.iter_rows():
+            # Not its rows: Ray holds back each until there is another.
+            tables = self.dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for row in chain.from_iterable(table.to_pylist() for table in tables):
                 unit = Unit(**row["unit"])
                 if row["failed"]:
                     raise ActorError(f"an actor failed at part {unit.part} of {unit.model}: {row['failed']}")
                 self._queue.put((unit, row["data"]))
         except Exception as error:  # noqa: BLE001 - raised where the driver waits
-            self.error = error
+            from ray.exceptions import RayError
+
+            self.error = ActorError(str(error)) if isinstance(error, RayError) else error
         finally:
             self.over = True
 
@@ -214,7 +223,9 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
         _Measurer,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
-            size=machine.actors, max_tasks_in_flight_per_actor=CALLS, enable_true_multi_threading=True
+            size=min(machine.actors, len(left)),
+            max_tasks_in_flight_per_actor=2 * CALLS,
+            enable_true_multi_threading=True,
         ),
         max_concurrency=CALLS,
         runtime_env={"env_vars": ONE_ARENA},
@@ -260,14 +271,16 @@ def _connected(machine: Machine) -> Iterator[None]:
         ray.shutdown()
 
 
-def _stalled(machine: Machine) -> str:
+def _stalled(machine: Machine, actors: int) -> str:
     import ray
 
     there_are, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    asked = {"CPU": CPUS * machine.actors, "GPU": machine.actors if machine.device.startswith("cuda") else 0}
+    asked = {"CPU": CPUS * actors, "GPU": actors if machine.device.startswith("cuda") else 0}
     said = ", ".join(f"{free.get(k, 0):g} of {there_are.get(k, 0):g} {k}s are free" for k in asked)
+    many = actors > 1
     return (
-        f"no actor has finished a batch for {machine.stall:g} s; {machine.actors} actors ask for "
-        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give fewer (--actors), or more time "
-        "(--stall SECONDS) where a batch takes that long; the same command again goes on from there"
+        f"no actor has finished a batch for {machine.stall:g} s; {actors} actor{'s ask' if many else ' asks'} for "
+        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give {'fewer (--actors), or ' * many}a smaller --batch "
+        "where actors run out of memory, or more time (--stall SECONDS) where a batch takes that long; the same command "
+        "again goes on from there"
     )

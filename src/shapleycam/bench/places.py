@@ -197,6 +197,8 @@ def store_errors() -> tuple[type[Exception], ...]:
         ("aiohttp", "ClientError"),
         ("gcsfs.retry", "HttpError"),
         ("google.auth.exceptions", "GoogleAuthError"),
+        ("requests.exceptions", "ConnectionError"),  # gcsfs raises these two as they are
+        ("requests.exceptions", "Timeout"),
     )
     return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
 

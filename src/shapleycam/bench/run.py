@@ -67,9 +67,9 @@ def measured(plan: Plan, name: str = "", *, watched: bool = True) -> Generator[S
     again = m.engine == "torchrun" and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     hung = _leave if again else lambda: None
     with closing(Claims(plan.run, name, shard=m.shard, patience=m.stall, hung=hung)) as claims:
-        for worker in filter(claims.shares, claims.before.values() if left else ()):
-            said = f"{worker.name} works on this run too; the two share its parts"
-            yield Step(left[0], 0, worker=worker.name, said="" if name else said)
+        others = [worker.name for worker in claims.before.values() if left and claims.shares(worker)]
+        for place, other in enumerate(others):
+            yield Step(left[0], 0, worker=other, said="" if name or place else _sharing(others))
         idle = 0
         while left:
             before, written = claims.me.pictures, _written(plan, left)
@@ -106,14 +106,22 @@ def _leave() -> None:
     os._exit(1)
 
 
+def _sharing(names: list[str]) -> str:
+    if len(names) == 1:
+        return f"{names[0]} works on this run too; the two share its parts"
+    return f"{_some(names)} are on this run too; those that live share its parts"
+
+
 def _waiting(claims: Claims, left: tuple[Unit, ...]) -> str:
     names = list[str]()
     with patient():
         names = sorted(worker.name for worker in claims.others() if claims.shares(worker) or worker.shard == "1/1")
+    return f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {_some(names)}" if names else ""
+
+
+def _some(names: list[str]) -> str:
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return (
-        f"waiting for {len(left)} part{'s' * (len(left) > 1)}, with {', '.join(names[:NAMED])}{more}" if names else ""
-    )
+    return f"{', '.join(names[:NAMED])}{more}"
 
 
 def _written(plan: Plan, left: tuple[Unit, ...]) -> Callable[[Unit], bool]:
@@ -200,8 +208,12 @@ class Writer:
         for unit, (data, complete) in list(self.waiting.items()):
             path = unit.path(self.plan.run)
             try:
-                if complete or not (create(path, data) or self.plan.complete(unit)):
+                if complete:
                     write_whole(path, data)
+                elif not create(path, data):
+                    path.read_bytes()  # or a part that a store does not hand out just now would be taken for a damaged one
+                    if not self.plan.complete(unit):
+                        write_whole(path, data)
             except Exception as error:
                 if len(self.waiting) >= WAITING or not passes(error):
                     raise
