@@ -184,6 +184,22 @@ def test_rows_that_are_not_ok_or_not_a_number_leave_the_means_and_are_counted() 
     )
 
 
+def test_a_picture_whose_logits_are_no_numbers_is_neither_right_nor_wrong() -> None:
+    bad = [
+        {
+            **WHERE,
+            "method": method,
+            "picture": "d",
+            "label": 0,
+            "predicted": 0,
+            "status": "NaN or infinity in full, kept",
+        }
+        for method in ("GradCAM", "ShapleyCAM")
+    ]
+    scores = only(pa.concat_tables([six(), rows(bad)]))
+    assert (scores.top1, scores.labelled) == (2 / 3, 3)
+
+
 def test_a_method_measured_on_fewer_pictures_is_told() -> None:
     (grid,) = make_grids(six().slice(0, 5), {"pictures": {"count": 8}})
     assert "Methods were measured on 2 to 3 pictures." in grid.notes
