@@ -592,9 +592,14 @@ def test_bfloat16_network_gives_float32_scores_near_those_of_float32() -> None:
 
 
 def test_float64_network_gives_float64_scores() -> None:
-    found = sc.measure(network().double(), images().double(), layer="3", methods=["ShapleyCAM", "Gaussian"])
-    assert {getattr(found, column).dtype for column in COLUMNS} == {torch.float64}
-    same(found, found)
+    found, single = (
+        sc.measure(net, x, layer="3", methods=["ShapleyCAM", "Gaussian"])
+        for net, x in ((network().double(), images().double()), (network(), images()))
+    )
+    assert torch.equal(found.targets, single.targets)
+    for column in COLUMNS:
+        assert getattr(found, column).dtype == torch.float64
+        torch.testing.assert_close(getattr(found, column), getattr(single, column).double(), rtol=0, atol=1e-5)
 
 
 # Refusals

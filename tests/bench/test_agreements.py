@@ -1,5 +1,6 @@
 """What tables say of a run and the game, and how bench gets it into the rows."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 
 import shapleycam as sc
 from bench.made import WHERE, rows, write_run
+from shapleycam.bench.agreements import game_cells
+from shapleycam.bench.scores import GAME, METRICS, Scores
 from shapleycam.bench.tables import make_grids, table
 from tiny import finish
 
@@ -50,6 +53,24 @@ def test_intervals_hold_the_median_and_csv_has_the_columns_in_each_line(tmp_path
     head, first, *_ = table(write_run(tmp_path, entries()), format="csv").splitlines()
     said = dict(zip(head.split(","), first.split(","), strict=True))
     assert (said["Method"], said["Err"], said["Disc"]) == ("GradCAM", "30", "-25")
+
+
+def test_intervals_of_thousands_of_pictures_hold_one_sample_at_a_time() -> None:
+    rng, n, methods = np.random.default_rng(0), 4000, tuple("abcdefghij")
+    game = np.full((n, len(methods), len(GAME)), np.nan)
+    game[..., GAME.index("discrimination")] = rng.normal(size=game.shape[:2])
+    game[: n // 2, 0, GAME.index("error")] = rng.uniform(size=n // 2)
+    values = rng.uniform(size=(n, len(methods), 5))
+    scores = Scores("", "", "", METRICS, methods, tuple(map(str, range(n))), values, game, None, 0, {}, n)
+    tracemalloc.start()
+    cells = game_cells(scores, ci=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * game.nbytes
+    picks, draw = np.random.default_rng(0), game[:, 0, GAME.index("error")]
+    found = [np.nanmedian(draw[picks.integers(n, size=n)]) for _ in range(500)]
+    assert cells["a"][0].interval == tuple(100 * np.percentile(found, (2.5, 97.5)))
+    assert cells["b"][0].interval is None
 
 
 def test_bench_writes_what_fidelity_finds(planned: Any) -> None:

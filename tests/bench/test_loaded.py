@@ -63,6 +63,14 @@ def test_the_batch_is_the_last_that_fits_into_memory_and_no_larger_than_a_part()
     assert largest_gain(trial, 5) == 4
 
 
+def test_a_batch_is_found_for_a_network_without_second_derivatives_where_none_are_asked_for(planned: Planned) -> None:
+    rows = finish(planned(models="tiny:once", methods="GradCAM,LayerCAM", batch="auto"))
+    assert set(rows["status"].to_pylist()) == {"ok"}
+    finish(planned("others", models="tiny:once", methods="Gaussian", batch="auto"))
+    with pytest.raises(ValueError, match="second order needs a second derivative"):
+        planned("second", models="tiny:once", methods="GradCAM,ShapleyCAM", batch="auto")
+
+
 def test_what_is_compiled_runs_the_anti_explanation_maps_and_nothing_else(
     planned: Planned, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bench.made import WHERE, drawn, write_run
 from shapleycam.bench.datasets import Item
@@ -178,6 +178,23 @@ def test_a_picture_that_is_torn_since_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"\xff\xd8 no picture")
     assert _view(Item("a.jpg", None, lambda: tmp_path / "a.jpg"), None) is None
     assert _view(Item("b.jpg", None, lambda: tmp_path / "b.jpg"), None) is None
+
+
+def test_a_picture_with_damaged_metadata_is_shown_as_the_network_read_it(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (60, 40), "red")
+    picture.paste((0, 0, 255), (0, 0, 30, 40))
+    block = Image.Exif()
+    block[ExifTags.Base.Orientation], block[ExifTags.Base.XResolution], block[ExifTags.Base.Artist] = 6, 72.5, "someone"
+    file = tmp_path / "a.png"
+    for place in range(14, len(block.tobytes())):
+        for value in (0, 255):
+            damaged = bytearray(block.tobytes())
+            damaged[place] = value
+            picture.save(file, exif=bytes(damaged))
+            seen = _view(Item("a.png", None, lambda: file), {"size": [40, 40], "resize": None})
+            assert seen is not None
+            expected = Preprocess((40, 40), None, "bicubic", (0.5,) * 3, (0.2,) * 3).crop(file)
+            assert np.array_equal(np.asarray(seen), np.asarray(expected))
 
 
 def test_report_needs_no_torch_and_no_network(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from shapleycam.bench import batches, claims, places, run, store
 from shapleycam.bench.batches import decoded, jobs
 from shapleycam.bench.run import measured, unit_steps
 from shapleycam.bench.store import OK, explanation_map, read_configuration, read_footer, read_rows
+from shapleycam.network.zoo import load_model
 from tiny import Planned, finish
 from unchecked import library
 
@@ -702,6 +703,34 @@ def test_other_weights_than_the_run_began_with_are_refused(planned: Planned, mon
     monkeypatch.setattr(tiny, "network", other)
     with pytest.raises(ValueError, match="weights of tiny:network are not those"):
         finish(plan)
+
+
+def test_a_file_of_other_weights_is_refused_also_where_nothing_is_left_to_measure(
+    planned: Planned, tmp_path: Path
+) -> None:
+    model, own, other = "test_resnet.r160_in1k", tmp_path / "own.pth", tmp_path / "other.pth"
+    for seed, file in enumerate((own, other)):
+        torch.save(load_model(model, weights="random", seed=seed).module.state_dict(), file)
+
+    def again(file: Path) -> Any:
+        return planned(models=model, layers="layer4", methods="GradCAM", weights=(f"{model}={file}",))
+
+    finish(again(own))
+    assert again(own).missing() == ()
+    with pytest.raises(ValueError, match=r"weights of test_resnet.r160_in1k are not those that .* began with"):
+        again(other)
+
+
+def test_another_memory_format_than_the_run_began_with_is_refused(planned: Planned) -> None:
+    plan = planned(channels_last=True)
+    planned(channels_last=None)
+    with pytest.raises(
+        ValueError, match=r"--no-channels-last was given, and '.*' measures tiny:network with --channels-last; leave"
+    ):
+        planned(channels_last=False)
+    finish(plan)
+    with pytest.raises(ValueError, match="--no-channels-last was given"):
+        planned(channels_last=False)
 
 
 def test_how_a_machine_works_may_change_between_starts(planned: Planned, undisturbed: pa.Table) -> None:

@@ -21,6 +21,7 @@ from shapleycam.bench.report import write_report
 from shapleycam.bench.scores import BASELINES, METRICS, ORDER, Scores, score_rows
 from shapleycam.bench.store import fingerprint
 from shapleycam.bench.tables import make_grids, read_groups, table
+from shapleycam.network.zoo import load_model
 from shapleycam.theory.baselines import BASELINES as MEASURED_BASELINES
 from shapleycam.theory.cams import METHODS
 
@@ -181,6 +182,22 @@ def test_rows_that_are_not_ok_or_not_a_number_leave_the_means_and_are_counted() 
     assert grid.notes[-1] == (
         "4 error rows left out of the means: 2 x a score is not a number; 1 x not a picture; 1 x out of memory."
     )
+
+
+def test_a_picture_whose_logits_are_no_numbers_is_neither_right_nor_wrong() -> None:
+    bad = [
+        {
+            **WHERE,
+            "method": method,
+            "picture": "d",
+            "label": 0,
+            "predicted": 0,
+            "status": "NaN or infinity in full, kept",
+        }
+        for method in ("GradCAM", "ShapleyCAM")
+    ]
+    scores = only(pa.concat_tables([six(), rows(bad)]))
+    assert (scores.top1, scores.labelled) == (2 / 3, 3)
 
 
 def test_a_method_measured_on_fewer_pictures_is_told() -> None:
@@ -621,7 +638,17 @@ def test_a_baseline_that_is_not_shown_marks_what_it_beats_all_the_same() -> None
     assert not bare.notes
 
 
-def test_random_weights_are_not_the_papers(tmp_path: Path) -> None:
-    weights = {"resnet18": {"origin": "random", "sha256": "weights"}}
-    run = write_run(tmp_path / "run", drawn(["GradCAM"]), weights=weights)
-    assert "Not the paper's weights: those of resnet18 are random here." in table(run, view="published")
+def test_random_weights_are_not_the_papers_and_a_file_may_hold_others(tmp_path: Path) -> None:
+    def said(origin: str) -> str:
+        run = write_run(
+            tmp_path / origin, drawn(["GradCAM"]), weights={"resnet18": {"origin": origin, "sha256": "weights"}}
+        )
+        return table(run, view="published")
+
+    assert "Not the paper's weights: those of resnet18 are random here." in said(
+        load_model("resnet18", weights="random").weights
+    )
+    assert "Perhaps not the paper's weights: those of resnet18 were given as random.pth here." in said(
+        "mine/random.pth"
+    )
+    assert "the paper's weights" not in said("Hugging Face hub: timm/resnet18.tv_in1k")

@@ -61,17 +61,20 @@ def _notes(known: Sequence[str], found: Floats) -> Iterator[str]:
 
 
 def _interval(scores: Scores, seed: int = 0) -> Floats:
-    rng = np.random.default_rng(seed)
-    n = len(scores.pictures)
-    draws = [scores.game[rng.integers(n, size=n)] for _ in range(DRAWS // 4 if n else 0)]
-    if not draws:
-        return np.full((2, *scores.game.shape[1:]), np.nan)
-    found = np.stack([_median(each) for each in draws])
-    found = np.where(np.isfinite(found).any(0), found, 0)  # what no row says has no interval that is shown
-    return np.asarray(np.nanpercentile(found, (2.5, 97.5), axis=0)) * 100
+    """The 95 % bootstrap interval of `medians`, (2, methods, 6), of one sample after another; NaN where no row says."""
+    rng, n = np.random.default_rng(seed), len(scores.pictures)
+    known = np.isfinite(scores.game).any(0)
+    ends = np.full((2, *known.shape), np.nan)
+    if known.any():
+        columns = scores.game[:, known]
+        found = np.stack([_median(columns[rng.integers(n, size=n)]) for _ in range(DRAWS // 4)])
+        ends[:, known] = np.nanpercentile(found, (2.5, 97.5), axis=0) * 100
+    return ends
 
 
 def _median(values: Floats) -> Floats:
     """Over the pictures; NaN where there is nothing, without NumPy's warning of that."""
     known = np.isfinite(values).any(0)
-    return np.where(known, np.nanmedian(np.where(known, values, 0), axis=0), np.nan)
+    found = np.full(known.shape, np.nan)
+    found[known] = np.nanmedian(values[:, known], axis=0)
+    return found

@@ -10,11 +10,10 @@ from typing import Any
 from ..explanation import explain
 from ..measurement import measure
 from ..network.cut import CutNetwork
-from ..theory.cams import METHODS
 from . import store
 from .configuration import Configuration, Machine
 from .datasets import GROUND_TRUTH, Item
-from .loaded import Loaded, choose_batch, class_index, load, tried_on
+from .loaded import Loaded, choose_batch, class_index, load, one_of_each_order, tried_on
 from .places import Place
 from .published import overwriting_layer
 
@@ -41,7 +40,9 @@ def begin(
         models[name] = _facts(loaded, configuration, methods)
         weights[name] = {"origin": loaded.model.weights, "sha256": loaded.sha256}
         batches[name] = (
-            choose_batch(loaded, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2))
+            choose_batch(
+                loaded, methods, configuration.layers[0], configuration.utilities[0], max(1, configuration.part // 2)
+            )
             if machine.batch == "auto"
             else int(machine.batch)
         )
@@ -73,9 +74,7 @@ def begin(
 
 def _facts(loaded: Loaded, configuration: Configuration, methods: tuple[str, ...]) -> dict[str, Any]:
     model, blank = loaded.model, loaded.blank(1)
-    choosy = [name for name in methods if name in CHOOSY]
-    # One of each order, for not all networks have second derivatives.
-    choosy += {METHODS[name].order: name for name in methods if name in METHODS}.values()
+    choosy = [*(name for name in methods if name in CHOOSY), *one_of_each_order(methods)]
     layers: dict[str, Any] = {}
     for layer in configuration.layers:
         layers[layer] = asdict(measure(model, blank, methods="GradCAM", layer=layer, utility="pre-softmax").out.layer)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from .captions import coinciding, expected, failure_notes, key, name, number, ti
 from .formats import Cell, Grid
 from .paper import NAMES, NOTES, printed
 from .scores import DRAWS, METRICS, Scores
+
+PUBLISHED = ("Hugging Face hub: ", "PyPI: ", "torchvision: ")
+"""How the origin of weights begins that were neither drawn nor given as a file."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def _beside(scores: Scores, configuration: Mapping[str, Any]) -> Grid | None:
         for each in scores.methods
         if (table, scores.model, each) in NOTES
     ]
-    notes += _condition_notes(configuration)
+    notes += _condition_notes(configuration, scores.model)
     head = ("Method", "Metric", "paper", "here", "difference", "within sampling error")
     where = f"Table {table} of the paper beside this run"
     return Grid(
@@ -170,7 +174,7 @@ def _beside(scores: Scores, configuration: Mapping[str, Any]) -> Grid | None:
     )
 
 
-def _condition_notes(configuration: Mapping[str, Any]) -> Iterator[str]:
+def _condition_notes(configuration: Mapping[str, Any], model: str) -> Iterator[str]:
     for option, paper in (
         ("preprocess", "paper"),
         ("masking", "normalised"),
@@ -180,5 +184,8 @@ def _condition_notes(configuration: Mapping[str, Any]) -> Iterator[str]:
         here = configuration.get(option, paper)
         if here != paper:
             yield f"Not the paper's conditions: {option} is {here} here, {paper} there."
-    if random := configuration.get("random"):
-        yield f"Not the paper's weights: those of {', '.join(random)} are random here."
+    origin = configuration.get("origins", {}).get(model, "")
+    if origin.startswith("random, seed "):
+        yield f"Not the paper's weights: those of {model} are random here."
+    elif origin and not origin.startswith(PUBLISHED):
+        yield f"Perhaps not the paper's weights: those of {model} were given as {Path(origin).name} here."

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..measurement import measure
 from ..network.zoo import Model, load_model
 from ..sanity import redrawn
+from ..theory.cams import METHODS
 from .configuration import Configuration, Machine
 from .datasets import Item, Label
 
@@ -121,14 +122,18 @@ def there(loaded: Loaded, device: str, compile: bool) -> Loaded:
     return replace(loaded, model=replace(loaded.model, module=module), device=torch.device(device), infer=infer)
 
 
-def choose_batch(loaded: Loaded, layer: str, utility: str, most: int) -> int:
+def one_of_each_order(methods: Iterable[str]) -> tuple[str, ...]:
+    """Methods to try a network with, for not all networks have second derivatives; none where all are of another kind."""
+    return tuple({METHODS[name].order: name for name in methods if name in METHODS}.values())
+
+
+def choose_batch(loaded: Loaded, methods: Iterable[str], layer: str, utility: str, most: int) -> int:
     """The batch after which pictures/s hardly grow: twice, four times, ... one picture, as long as memory lasts."""
+    tried = one_of_each_order(methods) or ("GradCAM",)
 
     def trial(pictures: int) -> float:
         images = loaded.blank(pictures)
-        return _seconds(
-            lambda: measure(loaded.model, images, methods=("GradCAM", "ShapleyCAM"), layer=layer, utility=utility).kept
-        )
+        return _seconds(lambda: measure(loaded.model, images, methods=tried, layer=layer, utility=utility).kept)
 
     return largest_gain(trial, min(most, MOST))
 

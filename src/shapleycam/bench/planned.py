@@ -1,7 +1,7 @@
 """A run before it is measured: its units, its configuration, and what `run.json` says of it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -166,8 +166,11 @@ def plan(source: Place, run: Place, configuration: Configuration, machine: Machi
             f"{str(run)!r} holds a run with another configuration: {'; '.join(others)}; name another folder (--out), or "
             "give the configuration that is there to go on with it"
         )
+    _refuse_format(run, machine, facts)
     sweep(run)
-    return Plan(run, items, configuration, machine, facts, source)
+    made = Plan(run, items, configuration, machine, facts, source)
+    _refuse_late_weights(made)
+    return made
 
 
 def method_names(configuration: Configuration) -> tuple[str, ...]:
@@ -185,6 +188,27 @@ def _refuse_unused(configuration: Configuration, machine: Machine) -> None:
         raise ValueError(f"weights are given for {strays[0]!r}, {why}; name models as --models does")
     if called and configuration.preprocess == "paper":
         raise ValueError(f"preprocess is paper, and {called[0]!r} brings its own; leave out --preprocess")
+
+
+def _refuse_format(run: Place, machine: Machine, facts: dict[str, Any]) -> None:
+    """A memory format that is asked for, and is not the one that the run has for its last bits."""
+    flags, asked = {True: "--channels-last", False: "--no-channels-last"}, machine.channels_last
+    for model, begun in facts["models"].items():
+        if asked is not None and begun["channels_last"] != asked:
+            raise ValueError(
+                f"{flags[asked]} was given, and {str(run)!r} measures {model} with {flags[not asked]}; leave the flag out to "
+                "go on with the run, or name another folder (--out)"
+            )
+
+
+def _refuse_late_weights(made: Plan) -> None:
+    """Files of weights for models of which nothing is left to measure; other weights are looked at with their next part."""
+    named = [model for model in made.configuration.models if made.machine.weights_of(model) not in (None, "random")]
+    left = {unit.model for unit in made.missing()} if named else set()
+    here = replace(made, machine=replace(made.machine, device="cpu"))  # where there is one of any engine
+    for model in named:
+        if model not in left:
+            here.load(model)
 
 
 def _refuse_foreign(run: Place) -> None:

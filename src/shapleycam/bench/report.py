@@ -1,6 +1,9 @@
 """A run as one HTML file that asks for nothing else: tables, plots, the best and the worst pictures with their overlays."""
 
 import io
+import struct
+import warnings
+import zlib
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from .captions import coinciding
 from .datasets import Item, find_pictures
@@ -27,6 +30,11 @@ SHOWN = 3
 WIDTH = 224
 """Pixels of the longer side of a picture that has no known size."""
 COLOURS = "inferno"
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    *(SyntaxError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What Pillow raises for damaged files, as `network.pictures` has it, which needs torch."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +170,11 @@ def _view(item: Item | None, preprocess: Mapping[str, Any] | None) -> Image.Imag
     if item is None:
         return None
     upright = None
-    with suppress(OSError, *store_errors(), ValueError, SyntaxError, Image.DecompressionBombError):
+    with suppress(*store_errors(), *_DAMAGE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of large pictures and damaged metadata
         opened = item.open()
         with Image.open(io.BytesIO(opened) if isinstance(opened, bytes) else opened) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
+            upright = _upright(file)
     if upright is None:
         return None
     w, h = _size(preprocess)
@@ -180,6 +189,15 @@ def _view(item: Item | None, preprocess: Mapping[str, Any] | None) -> Image.Imag
         seen = seen.resize((resize[1], resize[0]))
     left, top = round((seen.width - w) / 2), round((seen.height - h) / 2)
     return seen.crop((left, top, left + w, top + h))
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """A picture as its EXIF block turns it, as it lies where the block is unreadable; read_picture would need torch."""
+    plain = file.convert("RGBA")
+    plain.info.clear()  # exif_transpose writes a block anew, which fails for damaged ones
+    with suppress(*_DAMAGE):
+        plain.getexif()[ExifTags.Base.Orientation] = file.getexif().get(ExifTags.Base.Orientation, 1)
+    return ImageOps.exif_transpose(plain)
 
 
 def _size(preprocess: Mapping[str, Any] | None) -> tuple[int, int]:

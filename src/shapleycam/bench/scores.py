@@ -217,9 +217,9 @@ def _score(
 
 
 def _right(rows: pa.Table, picture: NDArray[np.intp]) -> list[bool]:
-    """Whether the predicted class is the label, of each picture that has one."""
-    label, predicted = (rows[name].to_numpy().astype(np.float64) for name in ("label", "predicted"))
-    known = np.isfinite(label) & np.isfinite(predicted)
+    """Whether the predicted class is the label, of each picture that has one; NaN predicts nothing, whatever its argmax is."""
+    label, predicted, full = (rows[name].to_numpy().astype(np.float64) for name in ("label", "predicted", "full"))
+    known = np.isfinite(label) & np.isfinite(predicted) & np.isfinite(full)
     return list(dict(zip(picture[known].tolist(), (label == predicted)[known].tolist(), strict=True)).values())
 
 

@@ -60,8 +60,8 @@ def table(
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}, expected one of {', '.join(FORMATS)}")
     whole = read_configuration(run)
-    random = [model for model, each in whole.get("weights", {}).items() if each.get("origin") == "random"]
-    facts = {**whole.get("configuration", {}), "random": random}
+    origins = {model: each.get("origin", "") for model, each in whole.get("weights", {}).items()}
+    facts = {**whole.get("configuration", {}), "origins": origins}
     groups = read_groups(run)
     grids = make_grids(
         groups, facts, view=view, sort=sort, ci=ci, baselines=baselines,
