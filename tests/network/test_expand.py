@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import relu, scaled_dot_product_attention
 
@@ -222,6 +223,34 @@ def test_expansion_of_channels_last_maps_is_that_of_maps_first(tail, size):
     one, other = (expanded(each, images(seed=1, size=size)) for each in (net, turned))
     for name in ("maps", "gradient", "hvp"):
         torch.testing.assert_close(getattr(other, name), getattr(one, name), rtol=1e-9, atol=1e-12)
+
+
+class Once(torch.autograd.Function):
+    """The square of its input, which says that its derivative cannot be derived."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        return 2 * slope * ctx.saved_tensors[0]
+
+
+class Squared(Head):
+    def forward(self, maps: Tensor) -> Tensor:
+        return super().forward(Once.apply(maps))
+
+
+def test_a_function_that_can_be_derived_once_is_refused_and_not_left_out_of_hx():
+    net = network(Squared(), seed=0)
+    assert expanded(net, images(seed=1), ingredients=frozenset({"gradient"})).gradient.count_nonzero() > 0
+    with pytest.raises(
+        ValueError, match="has an operation without one \\(a function marked with @once_differentiable\\)"
+    ):
+        expanded(net, images(seed=1))
 
 
 def test_maps_are_the_layers_own_output_though_the_next_layer_writes_in_place():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -195,15 +196,32 @@ def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False
     hvp = None
     if slope.requires_grad:
         try:
+            if _ends_in_error(slope):
+                raise NotImplementedError("a function marked with @once_differentiable")
             (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
-            if not any(each in str(error) for each in ("double backward", "differentiate twice", "not implemented")):
+            told = ("double backward", "differentiate twice", "not implemented", "once_differentiable")
+            if not any(each in str(error) for each in told):
                 raise
             raise ValueError(
                 f"second order needs a second derivative, and the network has an operation without one ({error}); take a method "
                 "of first order, such as GradCAM or LayerCAM"
             ) from error
     return torch.zeros_like(slope) if hvp is None else hvp
+
+
+def _ends_in_error(slope: Tensor) -> bool:
+    """Whether a way down the graph ends in what raises: `grad` goes the other ways alone, and would leave a share out."""
+    seen, queue = set[Any](), [slope.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            return True
+        seen.add(node)
+        queue += [before for before, _ in node.next_functions]
+    return False
 
 
 def wide(tensor: Tensor) -> Tensor:
