@@ -72,16 +72,13 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
     parts.start()
-    since = asked = time.monotonic()
-    done = Counter[Unit]()
+    since, asked, done = time.monotonic(), 0.0, Counter[Unit]()
     try:
         while True:
             over = parts.over  # before what is asked for: an error that comes later is raised the next time
             found = parts.next()
-            if not found or time.monotonic() - asked > POLL:  # to ask takes time that parts need
-                told, asked = _told(board), time.monotonic()
-            else:
-                told = []
+            asks = not found or time.monotonic() - asked > POLL  # to ask takes time that parts need
+            told, asked = (_told(board), time.monotonic()) if asks else ([], asked)
             for _, step in told:
                 done[step.unit] += step.pictures
             # An actor that dies at the same batch each time is heard of for ever; a part that was lost is done again.
@@ -209,8 +206,7 @@ class _Measurer:
 
         if self._has is None or self._has[0] != name:
             self._has = None  # makes room
-            found: Loaded = ray.get(self.models[name])
-            loaded = there(found, self.plan.machine.device, self.plan.configuration.compile)
+            loaded = there(ray.get(self.models[name]), self.plan.machine.device, self.plan.configuration.compile)
             self._has = name, loaded, class_indices(loaded.model, self.plan.items)
         return self._has
 
@@ -219,14 +215,13 @@ def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], boar
     import ray.data
 
     machine = plan.machine
+    pool = ray.data.ActorPoolStrategy(
+        size=min(machine.actors, len(left)), max_tasks_in_flight_per_actor=2 * CALLS, enable_true_multi_threading=True
+    )
     return ray.data.from_items([{"unit": vars(unit)} for unit in left], override_num_blocks=len(left)).map_batches(
         _Measurer,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            size=min(machine.actors, len(left)),
-            max_tasks_in_flight_per_actor=2 * CALLS,
-            enable_true_multi_threading=True,
-        ),
+        compute=pool,
         max_concurrency=CALLS,
         runtime_env={"env_vars": ONE_ARENA},
         num_cpus=CPUS,
@@ -247,8 +242,7 @@ def _told(board: Any) -> list[News]:
     from ray.exceptions import GetTimeoutError, RayActorError
 
     with suppress(GetTimeoutError, RayActorError):  # with its node it is lost, and made anew on another
-        news: list[News] = ray.get(board.take.remote(), timeout=POLL)
-        return news
+        return list[News](ray.get(board.take.remote(), timeout=POLL))
     return []
 
 
@@ -277,10 +271,10 @@ def _stalled(machine: Machine, actors: int) -> str:
     there_are, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     asked = {"CPU": CPUS * actors, "GPU": actors if machine.device.startswith("cuda") else 0}
     said = ", ".join(f"{free.get(k, 0):g} of {there_are.get(k, 0):g} {k}s are free" for k in asked)
-    many = actors > 1
+    ask, fewer = (" asks", "") if actors == 1 else ("s ask", "fewer (--actors), or ")
     return (
-        f"no actor has finished a batch for {machine.stall:g} s; {actors} actor{'s ask' if many else ' asks'} for "
-        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give {'fewer (--actors), or ' * many}a smaller --batch "
+        f"no actor has finished a batch for {machine.stall:g} s; {actors} actor{ask} for "
+        f"{asked['CPU']:g} CPUs and {asked['GPU']:g} GPUs, and {said}; give {fewer}a smaller --batch "
         "where actors run out of memory, or more time (--stall SECONDS) where a batch takes that long; the same command "
         "again goes on from there"
     )
