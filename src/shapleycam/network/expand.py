@@ -195,32 +195,34 @@ def _slope(forward: Pass, utilities: Tensor, at: Tensor, *, create_graph: bool =
 def _curvature(slope: Tensor, at: Tensor, direction: Tensor, again: bool = False) -> Tensor:
     hvp = None
     if slope.requires_grad:
+        if _ends_in_error(slope):
+            raise _derived_once("a function marked with @once_differentiable")
         try:
-            if _ends_in_error(slope):
-                raise NotImplementedError("a function marked with @once_differentiable")
             (hvp,) = torch.autograd.grad(slope, at, direction, retain_graph=again, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
-            told = ("double backward", "differentiate twice", "not implemented", "once_differentiable")
-            if not any(each in str(error) for each in told):
+            if not any(each in str(error) for each in ("double backward", "differentiate twice", "not implemented")):
                 raise
-            raise ValueError(
-                f"second order needs a second derivative, and the network has an operation without one ({error}); take a method "
-                "of first order, such as GradCAM or LayerCAM"
-            ) from error
+            raise _derived_once(error) from error
     return torch.zeros_like(slope) if hvp is None else hvp
+
+
+def _derived_once(why: object) -> ValueError:
+    return ValueError(
+        f"second order needs a second derivative, and the network has an operation without one ({why}); take a method of first "
+        "order, such as GradCAM or LayerCAM"
+    )
 
 
 def _ends_in_error(slope: Tensor) -> bool:
     """Whether a way down the graph ends in what raises: `grad` goes the other ways alone, and would leave a share out."""
-    seen, queue = set[Any](), [slope.grad_fn]
+    seen, queue = set[Any](), list[Any]([slope.grad_fn])
     while queue:
         node = queue.pop()
-        if node is None or node in seen:
-            continue
         if node.name() == "torch::autograd::Error":
             return True
-        seen.add(node)
-        queue += [before for before, _ in node.next_functions]
+        before = {each for each, _ in node.next_functions} - seen - {None}
+        seen |= before
+        queue += before
     return False
 
 
