@@ -1,9 +1,9 @@
 """What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT] [--quick]`.
 
 First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
-plain ones of the same batches in the same process, the median of three rounds, or of one. Then: 20,000 made-up pictures (or
-COUNT) through a tiny network, the pictures/s of the last thousand over those of the first thousand, and the resident memory
-at these two places.
+plain ones of the same batches in the same process, in turn with it; the median of five rounds, or of one. Then: 20,000 made-up
+pictures (or COUNT) through a tiny network, the pictures/s of the last thousand over those of the first thousand, and the
+resident memory at these two places.
 """
 
 import sys
@@ -45,15 +45,6 @@ def tiny() -> Model:
     return Model("tiny", module.eval(), preprocess, tuple("abcde"), None, {"gap": "3", "conv": "2"}, "random")
 
 
-def finish(run: Plan) -> float:
-    """Seconds of a run."""
-    steps = measured(run)
-    start = perf_counter()
-    for _ in steps:
-        pass
-    return perf_counter() - start
-
-
 def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> float:
     """Time of a run over the time of the forward passes that it makes, both in this process, one after the other."""
     configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
@@ -68,29 +59,36 @@ def _against_own_passes(
     pictures: Path, folder: Path, loaded: Loaded, configuration: Configuration, machine: Machine, turns: int
 ) -> float:
     sizes = passes(loaded, plan(pictures, folder / "counted", configuration, machine))
-    images = loaded.blank(max(sizes)).normal_()
+    images = loaded.blank(max(map(max, filter(None, sizes)))).normal_()
     rounds = []
     for turn in range(turns):
-        seconds = finish(plan(pictures, folder / f"run{turn}", configuration, machine))
-        start = perf_counter()
-        with torch.inference_mode():
-            for size in sizes:
-                loaded.model.module(images[:size])
-        rounds.append(seconds / (perf_counter() - start))
+        steps = measured(plan(pictures, folder / f"run{turn}", configuration, machine))
+        spent = plain = 0.0
+        # Batch by batch, for the machine's speed drifts; what is decoded ahead is there long before a batch is done.
+        for each in sizes:
+            start = perf_counter()
+            next(steps, None)
+            done = perf_counter()
+            with torch.inference_mode():
+                for size in each:
+                    loaded.model.module(images[:size])
+            spent, plain = spent + done - start, plain + perf_counter() - done
+        rounds.append(spent / plain)
     return median(rounds)
 
 
-def passes(loaded: Loaded, run: Plan) -> list[int]:
-    """How many images each forward pass of a run takes."""
-    seen: list[int] = []
+def passes(loaded: Loaded, run: Plan) -> list[list[int]]:
+    """How many images each forward pass takes, for each step of a run and for what comes after the last."""
+    seen: list[list[int]] = [[]]
 
     def count(module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         if isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            seen.append(len(given[0]))
+            seen[-1].append(len(given[0]))
 
     handle = register_module_forward_pre_hook(count)
     try:
-        finish(run)
+        for _ in measured(run):
+            seen.append([])
     finally:
         handle.remove()
     return seen
@@ -128,7 +126,7 @@ def _resident() -> float:
 def main() -> None:
     """Print both results."""
     keep_freed()  # as the command does
-    turns, asked = 1 if "--quick" in sys.argv else 3, [each for each in sys.argv[1:] if each != "--quick"]
+    turns, asked = 1 if "--quick" in sys.argv else 5, [each for each in sys.argv[1:] if each != "--quick"]
     pictures, count = Path(asked[0]), int(asked[1]) if asked[1:] else 20_000
     with tempfile.TemporaryDirectory() as folder:
         for layer in ("gap", "conv"):

@@ -79,8 +79,12 @@ def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str, c
     written = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
     # What may be left to one when the others have nothing more: Ray's queue of an actor, elsewhere a part.
     alone = 0 if workers == 1 else 2 * CALLS if engine == "ray" else workers - 1
-    ends = written[BEGUN * len(runs) : len(written) - alone]
-    return (len(ends) - 1) / (ends[-1] - ends[0]), written[0] - begun
+    return rate(written[BEGUN * len(runs) : len(written) - alone]), written[0] - begun
+
+
+def rate(ends: list[float]) -> float:
+    """Parts a second, of the times at which they ended: the slope of a straight line, for those of two workers end in pairs."""
+    return float(np.polyfit(np.subtract(ends, ends[0]), range(len(ends)), 1)[0])
 
 
 def workers(pictures: Path, folder: Path) -> None:
@@ -91,9 +95,9 @@ def workers(pictures: Path, folder: Path) -> None:
         "--layers",
         "gap,conv",
         "--part",
-        "8",
+        "5",
         "--batch",
-        "8",
+        "5",
         "--no-channels-last",
     ]
     found: dict[str, list[float]] = {}
@@ -151,8 +155,7 @@ def _bare(pictures: Path, out: Path) -> float:
         rows_of(planned, loaded, labels, job, reads)
         if job.last:
             ends.append(time.perf_counter())
-    ends = ends[BEGUN:]
-    return (len(ends) - 1) / (ends[-1] - ends[0])
+    return rate(ends[BEGUN:])
 
 
 def growth(folder: Path) -> None:

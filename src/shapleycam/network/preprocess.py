@@ -74,7 +74,7 @@ class Preprocess:
 
     def of_pixels(self, crops: Iterable[UInt8[Tensor, "3 H W"]], device: torch.device | str = "cpu") -> RGBImages:
         """The same of the `pixels` of what `crop` gives."""
-        return self.normalise(torch.stack(list(crops)).to(device, torch.float32) / 255)
+        return self.normalise(torch.stack(list(crops)).to(device, torch.float32).div_(255))
 
     def crop(self, picture: Picture) -> RGB:
         """What the network sees of a picture, as a picture.
