@@ -2,8 +2,8 @@
 
 workers: pictures/s of two workers on two cores over one on one core, of efficientnet_lite0, one thread each: two processes on
 one folder, two ranks of torchrun, two actors of Ray; and two processes that share nothing, which is what the machine allows.
-While all of them work: starting, loading, and what is left to one of them at the end, are left out. Medians of three rounds in
-which all take turns. Linux only.
+While all of them work: starting and the end are left out. All are there at once, and take turns of two seconds, in which the
+processes of the others are stopped. Linux only.
 
 cost: what an engine adds to a tiny network's 2,000 pictures: 1 less the pictures/s of one worker over those of a bare loop that
 reads and measures the same batches, and neither claims nor writes. Starting is left out there too, and told apart: seconds
@@ -15,10 +15,13 @@ resident memory of the run, and of the table of its rows.
 
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +37,6 @@ from shapleycam.bench import run as bench
 from shapleycam.bench import store
 from shapleycam.bench.allocator import keep_freed
 from shapleycam.bench.batches import Job, decoded, jobs, rows_of
-from shapleycam.bench.cluster import CALLS
 from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.datasets import Item
 from shapleycam.bench.loaded import class_indices
@@ -53,33 +55,62 @@ ENGINES = {
 PART = 64
 BEGUN = 5
 """Parts of a run that are done before every worker has begun: they start one after the other."""
+TURN, TURNS = 2.0, 30
+"""Seconds for which a run goes on while others stand still, too few for anyone to be taken for dead; and how often it does."""
 
 
-def started(pictures: Path, out: Path, engine: str, workers: int, *flags: str, cores: int = 2) -> tuple[float, float]:
-    """Parts a second of a run while all workers are at work, with one thread each; and seconds until the first part was there."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
-    call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
-    call += ["--engine", "local" if engine == "apart" else engine, "--actors", str(workers), "--workers", "1", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    runs = [out / f"{number}" for number in range(workers if engine == "apart" else 1)]
-    begun, every = time.time(), os.sched_getaffinity(0)
-    os.sched_setaffinity(0, sorted(every)[:cores])  # which processes that are started from here keep
-    several = [
-        subprocess.Popen(
-            [*call, "--out", str(run)],
-            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for run in runs
-        for _ in range(workers if engine == "local" else 1)
-    ]  # fmt: skip
-    os.sched_setaffinity(0, every)
-    for process in several:
-        if said := process.communicate()[1] if process.wait() else "":
-            raise RuntimeError(f"{engine} failed: {' '.join(call)}\n{said}")
-    written = sorted(path.stat().st_mtime for run in runs for path in run.rglob("*.parquet"))
-    # What may be left to one when the others have nothing more: Ray's queue of an actor, elsewhere a part.
-    alone = 0 if workers == 1 else 2 * CALLS if engine == "ray" else workers - 1
-    return rate(written[BEGUN * len(runs) : len(written) - alone]), written[0] - begun
+class Run:
+    """A command that measures pictures with some workers, one thread each, and all the processes that it has begun."""
+
+    def __init__(self, pictures: Path, out: Path, engine: str, workers: int, *flags: str, cores: int = 2) -> None:
+        """`cores` are those that it may use; engine "apart" makes as many runs as workers, which share nothing."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}"]
+        call = [sys.executable, *(torchrun if engine == "torchrun" else ()), "-m", "shapleycam", "bench", str(pictures)]
+        call += ["--engine", "local" if engine == "apart" else engine, "--actors", str(workers), "--workers", "1"]
+        self.runs = [out / f"{number}" for number in range(workers if engine == "apart" else 1)]
+        self.begun, every = time.time(), os.sched_getaffinity(0)
+        os.sched_setaffinity(0, sorted(every)[:cores])  # which processes that are started from here keep
+        self.processes = [
+            subprocess.Popen(
+                [*call, *flags, "--out", str(run)],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for run in self.runs
+            for _ in range(workers if engine == "local" else 1)
+        ]
+        os.sched_setaffinity(0, every)
+
+    def written(self) -> list[float]:
+        """When its parts were."""
+        return sorted(path.stat().st_mtime for run in self.runs for path in run.rglob("*.parquet"))
+
+    def end(self) -> None:
+        """Wait for it."""
+        for process in self.processes:
+            if said := process.communicate()[1] if process.wait() else "":
+                raise RuntimeError(f"failed: {process.args}\n{said}")
+
+    def signal(self, number: int) -> None:
+        """Tell all of its processes, those that others began for it too."""
+        above = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # it is over
+                above[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        queue = [process.pid for process in self.processes]
+        for pid in queue:
+            queue += [child for child, parent in above.items() if parent == pid]
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def started(pictures: Path, out: Path, engine: str, *flags: str) -> tuple[float, float]:
+    """Parts a second of a run with one worker and one thread, once it has begun; and seconds until the first part was there."""
+    run = Run(pictures, out, engine, 1, *flags)
+    run.end()
+    return rate(run.written()[BEGUN:]), run.written()[0] - run.begun
 
 
 def rate(ends: list[float]) -> float:
@@ -89,27 +120,41 @@ def rate(ends: list[float]) -> float:
 
 def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
-    flags = [
-        "--models",
-        "efficientnet_lite0",
-        "--layers",
-        "gap,conv",
-        "--part",
-        "5",
-        "--batch",
-        "5",
-        "--no-channels-last",
-    ]
-    found: dict[str, list[float]] = {}
-    for turn in range(3):
-        rates = {
-            name: started(pictures, folder / f"{name}{turn}", engine, count, *flags, cores=count)[0]
-            for name, (engine, count) in ENGINES.items()
-        }
+    flags = ["--models", "efficientnet_lite0", "--layers", "gap", "--part", "5", "--batch", "5", "--no-channels-last"]
+    many = folder / "pictures"  # parts that all take as long, more than the turns have time for
+    for copy in range(4):
+        shutil.copytree(pictures, many / f"{copy}")
+    runs = dict[str, Run]()
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}
+    try:
+        for name, (engine, count) in ENGINES.items():
+            runs[name] = run = Run(many, folder / name, engine, count, *flags, cores=count)
+            while len(run.written()) < BEGUN * len(run.runs):
+                if any(process.poll() for process in run.processes):
+                    run.end()
+                time.sleep(0.1)
+            run.signal(signal.SIGSTOP)
+        # While one is at work the others stand still, for seconds, so that the machine's speed drifts for all of them alike.
+        for _ in range(TURNS):
+            for name, run in runs.items():
+                run.signal(signal.SIGCONT)
+                begun = time.time()
+                time.sleep(TURN)
+                run.signal(signal.SIGSTOP)
+                turns[name].append((begun, time.time()))
+                if any(process.poll() is not None for process in run.processes):
+                    raise RuntimeError(f"{name} ended before its {TURNS} turns were over; give more pictures")
+        rates = dict[str, float]()
+        for name, run in runs.items():
+            ends = [end for end in run.written() if end > turns[name][0][0]]
+            rates[name] = rate([sum(max(0.0, min(end, till) - since) for since, till in turns[name]) for end in ends])
         for name in list(ENGINES)[1:]:
-            found.setdefault(name, []).append(rates[name] / rates["one process"])
-            said = ", ".join(f"{each:.2f}" for each in found[name])
-            print(f"{name}: {median(found[name]):.2f} times one process ({said})", flush=True)
+            print(f"{name}: {rates[name] / rates['one process']:.2f} times one process", flush=True)
+    finally:
+        for run in runs.values():
+            run.signal(signal.SIGKILL)
+            for process in run.processes:
+                process.communicate()
 
 
 def cost(folder: Path, count: int = 2000) -> None:
@@ -125,8 +170,8 @@ def cost(folder: Path, count: int = 2000) -> None:
     for turn in range(7):
         found.setdefault("bare", []).append(bare(pictures, folder / f"bare{turn}"))
         for engine in ("local", "torchrun", "ray"):
-            rate, wait = started(pictures, folder / f"{engine}{turn}", engine, 1, *flags)
-            found.setdefault(engine, []).append(rate)
+            speed, wait = started(pictures, folder / f"{engine}{turn}", engine, *flags)
+            found.setdefault(engine, []).append(speed)
             waits.setdefault(engine, []).append(wait)
     for engine in ("local", "torchrun", "ray"):
         ratios = [mine / alone for mine, alone in zip(found[engine], found["bare"], strict=True)]
