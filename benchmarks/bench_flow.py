@@ -46,7 +46,7 @@ def tiny() -> Model:
 
 
 def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> float:
-    """Time of a run over the time of the forward passes that it makes, both in this process, one after the other."""
+    """Time of a run over the time of the forward passes that it makes, both in this process, in turn."""
     configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
     machine = Machine(batch="8")
     loaded = load("efficientnet_lite0", configuration, machine)

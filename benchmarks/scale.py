@@ -121,7 +121,7 @@ def rate(ends: list[float]) -> float:
 def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
     flags = ["--models", "efficientnet_lite0", "--layers", "gap", "--part", "5", "--batch", "5", "--no-channels-last"]
-    many = folder / "pictures"  # parts that all take as long, more than the turns have time for
+    many = folder / "many"  # parts that all take as long, more than the turns have time for
     for copy in range(4):
         shutil.copytree(pictures, many / f"{copy}")
     runs = dict[str, Run]()
