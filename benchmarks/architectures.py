@@ -137,8 +137,8 @@ OTHERS: Mapping[str, Callable[[], Row]] = {
     "multiscale volumes": lambda: _video("mvit_v1_b", 16, 224),
     "signals": _signal,
 }
-SLOW = ("separable volumes", "multiscale volumes", "nasnetalarge", "pnasnet5large")
-"""Up to half a minute each: on the page, not in the tests."""
+SLOW = ("separable volumes", "multiscale volumes")
+"""Half a minute each: on the page, not in the tests."""
 NAMES = (*TIMM, *(f"torchvision/{name}" for name in TORCHVISION), *OTHERS)
 
 

@@ -59,7 +59,7 @@ def _against_own_passes(
     pictures: Path, folder: Path, loaded: Loaded, configuration: Configuration, machine: Machine, turns: int
 ) -> float:
     sizes = passes(loaded, plan(pictures, folder / "counted", configuration, machine))
-    images = loaded.blank(max(map(max, filter(None, sizes)))).normal_()
+    images = loaded.blank(int(machine.batch)).normal_()
     rounds = []
     for turn in range(turns):
         steps = measured(plan(pictures, folder / f"run{turn}", configuration, machine))

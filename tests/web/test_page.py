@@ -381,9 +381,8 @@ def test_the_class_before_is_a_click_away_after_a_search(visitor: Visitor, model
     visitor.wait("document.querySelector('#words').innerText.includes('coffee mug')")
     visitor.page.locator("#target label").first.click()
     visitor.wait("document.querySelector('#words').innerText.includes('tiger cat')")
-    visitor.page.wait_for_timeout(
-        1000
-    )  # behind the words the classes are drawn anew, and a click meanwhile may be lost
+    # Behind the words the classes are drawn anew, and a click meanwhile may be lost.
+    visitor.page.wait_for_timeout(1000)
     visitor.page.locator("#target label", has_text="coffee mug").click()
     visitor.wait("document.querySelector('#words').innerText.includes('coffee mug')")
     visitor.page.click("#least")
