@@ -1,13 +1,15 @@
 """What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT] [--quick]`.
 
 First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
-plain ones of the same batches in the same process, in turn with it; the median of five rounds, or of one. Then: 20,000 made-up
+plain ones of the same batches in the same process, in turn with it; the median of five rounds, or of one. Batches are those
+that the command would choose. Then: 20,000 made-up
 pictures (or COUNT) through a tiny network, the pictures/s of the last thousand over those of the first thousand, and the
 resident memory at these two places.
 """
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -23,7 +25,7 @@ from shapleycam import Model, Preprocess
 from shapleycam.bench import planned as bench
 from shapleycam.bench.allocator import keep_freed
 from shapleycam.bench.configuration import Configuration, Machine
-from shapleycam.bench.loaded import Loaded, load
+from shapleycam.bench.loaded import load
 from shapleycam.bench.planned import Plan, plan
 from shapleycam.bench.run import measured
 from shapleycam.network.weights import randomise
@@ -45,39 +47,32 @@ def tiny() -> Model:
     return Model("tiny", module.eval(), preprocess, tuple("abcde"), None, {"gap": "3", "conv": "2"}, "random")
 
 
-def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> float:
-    """Time of a run over the time of the forward passes that it makes, both in this process, in turn."""
+def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> tuple[float, int]:
+    """Time of a run over the time of the forward passes that it makes, both in this process, in turn; and its batch."""
     configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
-    machine = Machine(batch="8")
-    loaded = load("efficientnet_lite0", configuration, machine)
-    machine = Machine(batch="8", channels_last=loaded.channels_last)
+    loaded = load("efficientnet_lite0", configuration, Machine())
     with patch.object(bench, "load", lambda *given: loaded):  # loading is not measured here
-        return _against_own_passes(pictures, folder, loaded, configuration, machine, turns)
+        counted = plan(pictures, folder / "counted", configuration, Machine(channels_last=loaded.channels_last))
+        batch, sizes = counted.batch("efficientnet_lite0"), passes(counted)
+        machine = replace(counted.machine, batch=str(batch))
+        images, rounds = loaded.blank(batch).normal_(), []
+        for turn in range(turns):
+            steps = measured(plan(pictures, folder / f"run{turn}", configuration, machine))
+            spent = plain = 0.0
+            # Batch by batch, for the machine's speed drifts; what is decoded ahead is there long before a batch is done.
+            for each in sizes:
+                start = perf_counter()
+                next(steps, None)
+                done = perf_counter()
+                with torch.inference_mode():
+                    for size in each:
+                        loaded.model.module(images[:size])
+                spent, plain = spent + done - start, plain + perf_counter() - done
+            rounds.append(spent / plain)
+    return median(rounds), batch
 
 
-def _against_own_passes(
-    pictures: Path, folder: Path, loaded: Loaded, configuration: Configuration, machine: Machine, turns: int
-) -> float:
-    sizes = passes(loaded, plan(pictures, folder / "counted", configuration, machine))
-    images = loaded.blank(int(machine.batch)).normal_()
-    rounds = []
-    for turn in range(turns):
-        steps = measured(plan(pictures, folder / f"run{turn}", configuration, machine))
-        spent = plain = 0.0
-        # Batch by batch, for the machine's speed drifts; what is decoded ahead is there long before a batch is done.
-        for each in sizes:
-            start = perf_counter()
-            next(steps, None)
-            done = perf_counter()
-            with torch.inference_mode():
-                for size in each:
-                    loaded.model.module(images[:size])
-            spent, plain = spent + done - start, plain + perf_counter() - done
-        rounds.append(spent / plain)
-    return median(rounds)
-
-
-def passes(loaded: Loaded, run: Plan) -> list[list[int]]:
+def passes(run: Plan) -> list[list[int]]:
     """How many images each forward pass takes, for each step of a run and for what comes after the last."""
     seen: list[list[int]] = [[]]
 
@@ -130,8 +125,8 @@ def main() -> None:
     pictures, count = Path(asked[0]), int(asked[1]) if asked[1:] else 20_000
     with tempfile.TemporaryDirectory() as folder:
         for layer in ("gap", "conv"):
-            ratio = against_own_passes(pictures, layer, Path(folder, layer), turns)
-            print(f"efficientnet_lite0 {layer}: {ratio:.2f} of its own passes", flush=True)
+            ratio, batch = against_own_passes(pictures, layer, Path(folder, layer), turns)
+            print(f"efficientnet_lite0 {layer}, batches of {batch}: {ratio:.2f} of its own passes", flush=True)
         speed, before, after = steadiness(count, Path(folder))
         print(
             f"{count} pictures: last over first thousand's pictures/s {speed:.2f}, memory {before:.0f} MiB, then {after:.0f}"

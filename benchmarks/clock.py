@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Callable
 from itertools import accumulate
-from math import ceil
 from statistics import median
 from time import perf_counter
 
@@ -11,26 +10,31 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def ratios(contestants: dict[str, Callable[[], object]], runs: int = 9, least: float = 0.0) -> dict[str, float]:
-    """The median over `runs` rounds of each contestant's time over the first contestant's in the same round.
+    """The median over rounds of each contestant's time over the first contestant's, timed before it and behind it.
 
-    Each is timed behind an untimed call of its own, as in a loop: else it pays for what the one before did to the memory. As
-    many calls are timed at once as take `least` seconds.
+    A shared machine's speed drifts by half within seconds, so that only neighbours are compared. Each is timed behind an untimed
+    call of its own, as in a loop: else it pays for what the one before did to the memory. At least `runs` rounds, and as many as
+    take `least` seconds.
     """
-    rounds = []
-    for _ in range(runs):
-        times = {}
-        for name, run in contestants.items():
+    first, *others = contestants
+    found: dict[str, list[float]] = {first: [], **{name: [] for name in others}}
+    start = perf_counter()
+    while len(found[first]) < runs or perf_counter() - start < least:
+        before = _seconds(contestants[first])
+        for name in others:
             gc.collect()
-            start = perf_counter()
-            run()
-            calls = max(1, ceil(least / (perf_counter() - start)))
-            start = perf_counter()
-            for _ in range(calls):
-                run()
-            times[name] = (perf_counter() - start) / calls
-        rounds.append(times)
-    first = next(iter(contestants))
-    return {name: median(times[name] / times[first] for times in rounds) for name in contestants}
+            mine, after = _seconds(contestants[name]), _seconds(contestants[first])
+            found[name].append(2 * mine / (before + after))
+            before = after
+        found[first].append(1.0)
+    return {name: median(each) for name, each in found.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    run()
+    start = perf_counter()
+    run()
+    return perf_counter() - start
 
 
 def peak(run: Callable[[], object]) -> float:

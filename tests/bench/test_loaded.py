@@ -1,5 +1,6 @@
 """A model made ready for a run: labels as classes, the batch, precision, and what runs the anti-explanation maps."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,25 @@ def test_an_identifier_means_its_place_among_the_logits() -> None:
     ("seconds", "batch"),
     [
         ({1: 0.1, 2: 0.1, 4: 0.1, 8: 0.1, 16: 0.1, 32: 0.1, 64: 0.1}, 64),
-        ({1: 0.1, 2: 0.15, 4: 0.3, 8: 0.6}, 2),
-        ({1: 0.1, 2: 0.2}, 1),
+        ({1: 0.1, 2: 0.15, 4: 0.3, 8: 0.6, 16: 1.2, 32: 2.4}, 2),
+        ({1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8, 16: 1.6, 32: 3.2}, 1),
+        ({1: 0.1, 2: 0.19, 4: 0.3, 8: 0.6, 16: 1.2, 32: 2.4}, 4),
         ({1: 3.0}, 1),
         ({1: 1.9, 2: 2.1}, 2),
     ],
 )
 def test_the_batch_doubles_while_that_pays(seconds: dict[int, float], batch: int) -> None:
     assert largest_gain(seconds.__getitem__, 64) == batch
+
+
+def test_a_trial_that_was_slow_once_does_not_settle_the_batch() -> None:
+    tried = Counter[int]()
+
+    def trial(pictures: int) -> float:
+        tried[pictures] += 1
+        return 1.0 if pictures == 8 and tried[8] == 1 else 0.1
+
+    assert largest_gain(trial, 8) == 8
 
 
 def test_the_batch_is_the_last_that_fits_into_memory_and_no_larger_than_a_part() -> None:

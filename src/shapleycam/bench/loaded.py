@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
-from itertools import takewhile
+from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,6 +27,8 @@ GAIN = 1.05
 """How many times as fast something must be to be chosen."""
 PATIENCE = 2.0
 """Seconds of a trial after which no larger one is made."""
+TURNS = 3
+"""Times that each of several things is tried, in turn with the others; the fastest counts, for the speed of machines drifts."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -128,7 +130,7 @@ def one_of_each_order(methods: Iterable[str]) -> tuple[str, ...]:
 
 
 def choose_batch(loaded: Loaded, methods: Iterable[str], layer: str, utility: str, most: int) -> int:
-    """The batch after which pictures/s hardly grow: twice, four times, ... one picture, as long as memory lasts."""
+    """The batch after which pictures/s hardly grow: one picture, twice, four times as many, ..., as long as memory lasts."""
     tried = one_of_each_order(methods) or ("GradCAM",)
 
     def trial(pictures: int) -> float:
@@ -142,23 +144,22 @@ def seconds_of_pass(loaded: Loaded, pictures: int) -> float:
     """The time of a forward pass of so many pictures."""
     images = loaded.blank(pictures)
     with torch.inference_mode():
-        return _seconds(lambda: loaded.model.module(images))
+        return min([_seconds(lambda: loaded.model.module(images)) for _ in range(TURNS)][1:])
 
 
 def largest_gain(trial: Callable[[int], float], most: int) -> int:
-    """The last doubling that was still `GAIN` times as fast for each picture; `trial` gives the seconds of a batch."""
-    best, rate = 1, 0.0
-    for pictures in takewhile(lambda size: size <= most, (2**k for k in range(most.bit_length()))):
-        try:
-            seconds = trial(pictures)
-        except torch.cuda.OutOfMemoryError:
-            break
-        if pictures / seconds < rate * GAIN:
-            break
-        best, rate = pictures, pictures / seconds
-        if seconds > PATIENCE:
-            break
-    return best
+    """The smallest power of two that no other beats by `GAIN` in pictures/s; `trial` gives the seconds of a batch."""
+    seconds: dict[int, float] = {}
+    for turn in range(TURNS):
+        for pictures in [*seconds] if turn else (2**k for k in range(most.bit_length())):
+            try:
+                seconds[pictures] = min(trial(pictures), seconds.get(pictures, inf))
+            except torch.cuda.OutOfMemoryError:
+                break
+            if not turn and seconds[pictures] > PATIENCE:
+                break
+    rates = {pictures: pictures / least for pictures, least in seconds.items()}
+    return min((pictures for pictures, rate in rates.items() if rate * GAIN >= max(rates.values())), default=1)
 
 
 def class_index(model: Model, label: Label | None) -> int | None:
@@ -216,20 +217,19 @@ def _importable(folder: Path) -> Any:
 def _faster_last(loaded: Loaded) -> bool:
     """Whether the network is faster with channels last."""
     module, images = loaded.model.module, loaded.blank(4)
-    times = []
-    for form in (torch.contiguous_format, torch.channels_last):
-        module.to(memory_format=form)
-        formed = images.contiguous(memory_format=form)
-        with torch.no_grad():
-            times.append(_seconds(lambda formed=formed: module(formed)))  # type: ignore[misc]
-    return times[1] * GAIN < times[0]
+    times: dict[torch.memory_format, list[float]] = {torch.contiguous_format: [], torch.channels_last: []}
+    for _ in range(TURNS):
+        for form, each in times.items():
+            module.to(memory_format=form)
+            formed = images.contiguous(memory_format=form)
+            with torch.no_grad():
+                module(formed)  # the weights' new form is in no cache yet
+                each.append(_seconds(lambda formed=formed: module(formed)))  # type: ignore[misc]
+    return min(times[torch.channels_last]) * GAIN < min(times[torch.contiguous_format])
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:
-    """The shorter time of two runs after a first one."""
-    times = []
-    for _ in range(3):
-        start = perf_counter()
-        run().sum().item()  # waits for the device
-        times.append(perf_counter() - start)
-    return min(times[1:])
+    """The time of a run, and of waiting for the device."""
+    start = perf_counter()
+    run().sum().item()
+    return perf_counter() - start
