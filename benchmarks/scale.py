@@ -55,7 +55,7 @@ ENGINES = {
 PART = 64
 BEGUN = 5
 """Parts of a run that are done before every worker has begun: they start one after the other."""
-TURN, TURNS = 2.0, 30
+TURN, TURNS = 2.0, 60
 """Seconds for which a run goes on while others stand still, too few for anyone to be taken for dead; and how often it does."""
 
 
@@ -122,7 +122,7 @@ def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
     flags = ["--models", "efficientnet_lite0", "--layers", "gap", "--part", "5", "--batch", "5", "--no-channels-last"]
     many = folder / "many"  # parts that all take as long, more than the turns have time for
-    for copy in range(4):
+    for copy in range(8):
         shutil.copytree(pictures, many / f"{copy}")
     runs = dict[str, Run]()
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}
