@@ -2,9 +2,8 @@
 
 First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
 plain ones of the same batches in the same process, in turn with it; the median of five rounds, or of one. Batches are those
-that the command would choose. Then: 20,000 made-up
-pictures (or COUNT) through a tiny network, the pictures/s of the last thousand over those of the first thousand, and the
-resident memory at these two places.
+that the command would choose. Then: 20,000 made-up pictures (or COUNT) through a tiny network, the pictures/s of the last
+thousand over those of the first thousand, and the resident memory at these two places.
 """
 
 import sys

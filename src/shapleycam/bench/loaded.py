@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -151,14 +150,17 @@ def seconds_of_pass(loaded: Loaded, pictures: int) -> float:
 def largest_gain(trial: Callable[[int], float], most: int) -> int:
     """The smallest power of two that no other beats by `GAIN` in pictures/s; `trial` gives the seconds of a batch."""
     seconds: dict[int, float] = {}
-    for turn in range(TURNS):
-        for pictures in [*seconds] if turn else (2**k for k in range(most.bit_length())):
-            try:
-                seconds[pictures] = min(trial(pictures), seconds.get(pictures, inf))
-            except torch.cuda.OutOfMemoryError:
-                break
-            if not turn and seconds[pictures] > PATIENCE:
-                break
+    for pictures in (2**k for k in range(most.bit_length())):
+        try:
+            seconds[pictures] = trial(pictures)
+            if seconds[pictures] > PATIENCE:  # unless a device woke up
+                seconds[pictures] = trial(pictures)
+        except torch.cuda.OutOfMemoryError:
+            break
+        if seconds[pictures] > PATIENCE:
+            break
+    for pictures in [*seconds] * (TURNS - 1) if len(seconds) > 1 else ():
+        seconds[pictures] = min(trial(pictures), seconds[pictures])
     rates = {pictures: pictures / least for pictures, least in seconds.items()}
     return min((pictures for pictures, rate in rates.items() if rate * GAIN >= max(rates.values())), default=1)
 
