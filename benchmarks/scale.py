@@ -122,7 +122,7 @@ def workers(pictures: Path, folder: Path) -> None:
     """Print how much faster two are than one."""
     flags = ["--models", "efficientnet_lite0", "--layers", "gap", "--part", "5", "--batch", "5", "--no-channels-last"]
     many = folder / "many"  # parts that all take as long, more than the turns have time for
-    for copy in range(8):
+    for copy in range(16):
         shutil.copytree(pictures, many / f"{copy}")
     runs = dict[str, Run]()
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ENGINES}

@@ -11,7 +11,7 @@ import tiny
 from shapleycam import measure
 from shapleycam.bench import loaded as loading
 from shapleycam.bench.configuration import Configuration, Machine
-from shapleycam.bench.loaded import class_index, largest_gain, load
+from shapleycam.bench.loaded import class_index, fastest_batch, load
 from shapleycam.network.zoo import load_model
 from tiny import Planned, finish
 
@@ -52,7 +52,7 @@ def test_an_identifier_means_its_place_among_the_logits() -> None:
     ],
 )
 def test_the_batch_doubles_while_that_pays(seconds: dict[int, float], batch: int) -> None:
-    assert largest_gain(seconds.__getitem__, 64) == batch
+    assert fastest_batch(seconds.__getitem__, 64) == batch
 
 
 def test_a_trial_that_was_slow_once_does_not_settle_the_batch() -> None:
@@ -62,7 +62,7 @@ def test_a_trial_that_was_slow_once_does_not_settle_the_batch() -> None:
         tried[pictures] += 1
         return 3.0 if pictures in (1, 8) and tried[pictures] == 1 else 0.1
 
-    assert largest_gain(trial, 8) == 8
+    assert fastest_batch(trial, 8) == 8
 
 
 def test_the_batch_is_the_last_that_fits_into_memory_and_no_larger_than_a_part() -> None:
@@ -71,8 +71,8 @@ def test_the_batch_is_the_last_that_fits_into_memory_and_no_larger_than_a_part()
             raise torch.cuda.OutOfMemoryError
         return 0.1
 
-    assert largest_gain(trial, 64) == 8
-    assert largest_gain(trial, 5) == 4
+    assert fastest_batch(trial, 64) == 8
+    assert fastest_batch(trial, 5) == 4
 
 
 def test_a_batch_is_found_for_a_network_without_second_derivatives_where_none_are_asked_for(planned: Planned) -> None:

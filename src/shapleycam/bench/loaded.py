@@ -137,7 +137,7 @@ def choose_batch(loaded: Loaded, methods: Iterable[str], layer: str, utility: st
         images = loaded.blank(pictures)
         return _seconds(lambda: measure(loaded.model, images, methods=tried, layer=layer, utility=utility).kept)
 
-    return largest_gain(trial, min(most, MOST))
+    return fastest_batch(trial, min(most, MOST))
 
 
 def seconds_of_pass(loaded: Loaded, pictures: int) -> float:
@@ -147,7 +147,7 @@ def seconds_of_pass(loaded: Loaded, pictures: int) -> float:
         return min([_seconds(lambda: loaded.model.module(images)) for _ in range(TURNS)][1:])
 
 
-def largest_gain(trial: Callable[[int], float], most: int) -> int:
+def fastest_batch(trial: Callable[[int], float], most: int) -> int:
     """The smallest power of two that no other beats by `GAIN` in pictures/s; `trial` gives the seconds of a batch."""
     seconds: dict[int, float] = {}
     for pictures in (2**k for k in range(most.bit_length())):
@@ -232,9 +232,8 @@ def _faster_last(loaded: Loaded) -> bool:
         for form, each in times.items():
             module.to(memory_format=form)
             formed = images.contiguous(memory_format=form)
-            with torch.no_grad():
-                module(formed)  # the weights' new form is in no cache yet
-                each.append(_seconds(lambda formed=formed: module(formed)))  # type: ignore[misc]
+            with torch.no_grad():  # twice, for the weights' new form is in no cache yet
+                each += [_seconds(lambda formed=formed: module(formed)) for _ in range(2)]  # type: ignore[misc]
     return min(times[torch.channels_last]) * GAIN < min(times[torch.contiguous_format])
 
 
