@@ -174,7 +174,7 @@ def explain(
         _refuse_untrainable(names, samples)
     named = resolve_utility(utility)
     given = as_inputs(images)
-    cut = cut_network(model, layer, layout, given, output)
+    cut = cut_network(model, layer, layout, given, output, names)
     path, keyed = Nodes(nodes, tolerance, max(nodes, max_nodes)), resolve_keys(keys, given)
     found = expand_images(cut, given, names, targets, named[1], keyed, seed, nodes=path, create_graph=create_graph)
     explanations = explanations_of(cut, given, names, named[1], keyed, seed, *found, progress, budget)

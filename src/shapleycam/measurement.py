@@ -140,9 +140,9 @@ def measure(
     check_pictures(model, images)
     behind, asked = background(model, masking), resolve_metrics(metrics)
     maps = [name for name in names if name not in BASELINES]
-    cut = cut_network(model, layer, layout, images, output)
+    cut = cut_network(model, layer, layout, images, output, names)
     named = resolve_utility(utility)
-    images, keyed = images.detach(), cache(resolve_keys(keys, images))
+    images, keyed = cut.formed(images.detach()), cache(resolve_keys(keys, images))
     plain = cut.inference()
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out, discrimination = _explained_twice(

@@ -18,11 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from shapleycam.explanation import explain
+from shapleycam.measurement import measure
 from shapleycam.network.cut import CutNetwork, Pass
 from shapleycam.network.ends import layers
 from shapleycam.network.expand import expand
 from shapleycam.network.layout import Facts, TargetLayer, find_layout
+from shapleycam.network.preprocess import Preprocess
 from shapleycam.network.weights import randomise
+from shapleycam.network.zoo import Model
 from shapleycam.theory.crg import Expansion
 from shapleycam.theory.utility import UTILITIES
 
@@ -788,6 +791,72 @@ def test_swin_is_channels_last_but_for_its_patch_embedding() -> None:
     assert network.output_fmt == "NHWC"
     assert CutNetwork(network, "patch_embed.proj")(x).layer == TargetLayer("patch_embed.proj", "bnhw", 8, (16, 16))
     assert CutNetwork(network, "norm")(x).layer == TargetLayer("norm", "bhwn", 16, (8, 8))
+
+
+def formats(network: nn.Module) -> list[bool]:
+    """Whether channels were last in what the first layer of a network was given, a time each."""
+    seen: list[bool] = []
+    first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    first.register_forward_pre_hook(
+        lambda module, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    return seen
+
+
+def depthwise() -> nn.Sequential:
+    return living(
+        nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+        )
+    )
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_images_are_given_to_the_network_as_they_come_or_with_channels_last(last: bool) -> None:
+    network, x = cnn(), images()
+    plain, logits = CutNetwork(network, "1")(x), network(x)
+    seen, cut = formats(network), CutNetwork(network, "1", channels_last=last)
+    found = cut(x)
+    torch.testing.assert_close(found.leaf, plain.leaf)
+    torch.testing.assert_close(cut.inference()(x), logits)
+    assert seen == [last, last]
+    assert x.is_contiguous()
+    assert found.leaf.is_contiguous(memory_format=torch.channels_last) is last
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype", "methods", "asked", "last"),
+    [
+        (depthwise, torch.float32, "GradCAM", None, True),
+        (depthwise, torch.bfloat16, ["ShapleyCAM", "FakeCAM"], None, True),
+        (depthwise, torch.float64, "GradCAM", None, False),
+        (depthwise, torch.float32, ["GradCAM", "XGradCAM"], None, False),
+        (depthwise, torch.float32, "GradCAM", False, False),
+        (cnn, torch.float32, "GradCAM", None, False),
+        (cnn, torch.float32, "XGradCAM", True, True),
+    ],
+)
+def test_channels_are_last_where_depthwise_convolutions_are_faster_so_or_where_asked_for(
+    make: Callable[[], nn.Module], dtype: torch.dtype, methods: str | list[str], asked: bool | None, last: bool
+) -> None:
+    network = make().to(dtype)
+    preprocess = Preprocess((16, 16), 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    model = Model("tiny", network, preprocess, tuple("abcd"), None, {"gap": "1"}, "random", asked)
+    x, seen = images().to(dtype), formats(network)
+    names = [each for each in ([methods] if isinstance(methods, str) else methods) if each != "FakeCAM"]
+    explain(model, x, methods=names)
+    assert seen == [last]
+    measure(model, x, methods=methods)
+    assert {*seen} == {last}
+    assert len(seen) > 3
+    assert x.is_contiguous()
+
+
+def test_networks_of_several_inputs_are_given_them_as_they_come() -> None:
+    network = depthwise()
+    seen = formats(network)
+    explain(network, {"input": images()}, layer="1", methods="GradCAM")
+    assert seen == [False]
 
 
 def test_unknown_layout_is_refused() -> None:

@@ -41,11 +41,15 @@ class Loaded:
     """Of its weights, before they are cast."""
     device: torch.device
     dtype: torch.dtype
-    channels_last: bool
     infer: Callable[[Tensor], Tensor] | None = None
     """The compiled network, without a graph; None where nothing is compiled."""
     seed: int = 0
     """Of the weights in `randomised`."""
+
+    @property
+    def channels_last(self) -> bool:
+        """The memory format of its images and weights."""
+        return bool(self.model.channels_last)
 
     def images(self, crops: Sequence[Tensor]) -> Tensor:
         """Pixels of several crops, 0 to 255, as the network takes them."""
@@ -92,12 +96,13 @@ def load(name: str, configuration: Configuration, machine: Machine, channels_las
             device=machine.device,
         )
     sha256, dtype = model.weights_hash, _DTYPES[configuration.precision]
-    loaded = Loaded(replace(model, module=model.module.to(dtype)), sha256, torch.device(machine.device), dtype, False)
+    loaded = Loaded(replace(model, module=model.module.to(dtype)), sha256, torch.device(machine.device), dtype)
     chosen = machine.channels_last if channels_last is None else channels_last
     if chosen is None:
         chosen = _faster_last(loaded)
     loaded.model.module.to(memory_format=torch.channels_last if chosen else torch.contiguous_format)
-    return there(replace(loaded, channels_last=chosen, seed=configuration.seed), machine.device, configuration.compile)
+    model = replace(loaded.model, channels_last=chosen)
+    return there(replace(loaded, model=model, seed=configuration.seed), machine.device, configuration.compile)
 
 
 def tried_on(machine: Machine) -> Machine:

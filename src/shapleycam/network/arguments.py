@@ -1,6 +1,6 @@
 """What callers of the library ask for, checked at the door: images, a layer, targets, a utility."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..theory.axes import Logits, Targets
-from ..theory.cams import nearest
+from ..theory.cams import nearest, steady
 from ..theory.draws import checksums, key
 from ..theory.utility import UTILITIES, Settled, Utility
 from .cut import CutNetwork, Pass
 from .ends import named_layers
-from .inputs import Given, Inputs, Output, as_inputs
+from .inputs import Given, Inputs, Output, as_inputs, faster_last
 from .layout import Axes, Layout
 from .suggest import suggest
 from .zoo import Model
@@ -108,20 +108,25 @@ def cut_network(
     layout: Axes | Layout | None,
     images: Given,
     output: Output | None = None,
+    names: Iterable[str] | None = None,
 ) -> CutNetwork:
     """The model cut at a layer given as in `explain`, once the images are checked.
 
-    Without one, cut at the layer that `suggest_layers` puts first.
+    Without one, cut at the layer that `suggest_layers` puts first. For the methods in `names` the memory format is chosen as
+    `Model.channels_last` says; images stay as they come where none are named.
     """
     if not isinstance(model, Model | nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected what load_model gives or a torch.nn.Module")
     check_images(model, images)
     known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
-    module = model.module if isinstance(model, Model) else model
+    module, last = (model.module, model.channels_last) if isinstance(model, Model) else (model, None)
+    if last is None:
+        last = names is not None and steady(names) and faster_last(module, images)
+    last = last and isinstance(images, Tensor) and images.ndim == 4
     if layer is None and "gap" not in known:
         with _said(module, images):
             best, *_ = suggest(module, images[:1], output)
-        return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why)
+        return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why, last)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
         if layer not in known and layer not in named_layers(module):
@@ -130,7 +135,7 @@ def cut_network(
                 "for the one that feeds the last spatial reduction"
             )
         layer = known.get(layer, layer)
-    return CutNetwork(module, layer, layout, output)
+    return CutNetwork(module, layer, layout, output, channels_last=last)
 
 
 def run(

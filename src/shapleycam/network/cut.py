@@ -47,8 +47,10 @@ class CutNetwork:
         layout: Axes | Layout | None = None,
         output: Output | None = None,
         reason: str = "",
+        channels_last: bool = False,
     ) -> None:
-        """`layer` is a dotted name or a submodule; `layout` None finds out; `output` makes logits of what the network puts out.
+        """`layer` is a dotted name or a submodule; `layout` None finds out; `output` makes logits of what the network puts out;
+        `channels_last` gives it images (b, channels, H, W) in that memory format, not as they come.
 
         Raises
         ------
@@ -62,6 +64,7 @@ class CutNetwork:
         self._kept: tuple[nn.Module, list[_Tap]] | None = None
         self._before: list[nn.Module] | None = None
         self._own = False
+        self._form = torch.channels_last if channels_last else torch.preserve_format
 
     def kept(self, *, own: bool = False) -> "CutNetwork":
         """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between.
@@ -102,7 +105,8 @@ class CutNetwork:
                 tail.enter_context(mode())
             log = Log(self.module, self.name) if replay else None
             network = self._with(tap, log)
-            given = images.detach() if self._own and not (replay or images.is_inference()) else images.clone()
+            own = self._own and not (replay or images.is_inference())
+            given = images.detach() if own else images.clone(memory_format=self._form)
             logits = logits_of(call(network, given), len(images), self.output)
         if tap.runs != 1 or tap.layer is None or tap.leaf is None:
             raise ValueError(self._runs(tap.runs, images))
@@ -120,7 +124,12 @@ class CutNetwork:
 
     def inference(self) -> Callable[[Tensor], Tensor]:
         """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
-        return inference(self.module, self.output)
+        infer = inference(self.module, self.output)
+        return lambda images: infer(self.formed(images))
+
+    def formed(self, images: Tensor) -> Tensor:
+        """Images in the memory format in which the network takes them: what has it already is not copied again."""
+        return images.to(memory_format=self._form)
 
     def _with(self, tap: "_Tap", log: Log | None) -> nn.Module:
         if self._kept is None or log is not None:

@@ -103,6 +103,9 @@ class Model:
     """The target layers known for this network: "gap" and "conv", or none."""
     weights: str
     """Where the weights came from."""
+    channels_last: bool | None = None
+    """Whether images are given to the network in that memory format, which changes last bits; False for as they come. None has
+    channels last on the CPU for depthwise convolutions, which are faster so, unless XGradCAM is asked for: see `steady`."""
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -136,6 +136,11 @@ def resolve_names(methods: str | Iterable[str], others: Iterable[str] = ()) -> t
     return names
 
 
+def steady(names: Iterable[str]) -> bool:
+    """Whether no method here divides by a sum that may be near zero, as XGradCAM does: last bits of the maps show there."""
+    return all(METHODS[name].weights is not share for name in names if name in METHODS)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message: the known names nearest to a misspelt one, or the first twenty of them."""
     known = list(known)
