@@ -1,19 +1,19 @@
 """A network cut once, at its target layer: a head that runs without a graph, activation maps, and a tail behind them."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import multi_head_attention_forward, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
 
 from ..theory.axes import Logits, Maps
 from ..theory.cams import nearest
+from .derived import Derived
 from .ends import ends, layers, named_layers, uncompiled, until
 from .facts import Facts, Told, told
 from .inputs import Given, Output, call, logits_of, size_of
@@ -99,7 +99,7 @@ class CutNetwork:
             torch.autocast(images.device.type, enabled=False),
             ExitStack() as tail,
         ):
-            mode = CompositeAttention if second_order else nullcontext
+            mode = partial(Derived, second_order, trained=create_graph)
             tap = _Tap(lambda output: self._target_layer(output, images), tail, mode(), create_graph)
             if create_graph:  # the head is differentiated twice too
                 tail.enter_context(mode())
@@ -202,30 +202,6 @@ def inference(module: nn.Module, output: Output | None = None) -> Callable[[Tens
             return logits_of(call(network, images), len(images), output)
 
     return infer
-
-
-class CompositeAttention(TorchFunctionMode):
-    """Attention in its composite form: fused kernels have no second derivative.
-
-    A mode belongs to the thread that entered it; `torch.nn.attention.sdpa_kernel` sets flags of the whole process.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is scaled_dot_product_attention:
-            return _composite(*args, **(kwargs or {}))
-        if func is multi_head_attention_forward:
-            # What it calls is out of the mode's sight; it takes the composite form where it must hand out the weights.
-            output, weights = func(*args, **{**(kwargs or {}), "need_weights": True})
-            return output, weights if (kwargs or {}).get("need_weights", True) else None
-        return func(*args, **(kwargs or {}))
-
-
-def _composite(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # else it would be added as 0 and 1
-        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
-    attended: Tensor
-    attended, _ = torch.ops.aten._scaled_dot_product_attention_math(query, key, value, attn_mask, *args, **kwargs)
-    return attended
 
 
 @dataclass

@@ -77,8 +77,10 @@ def middle(picture: RGB, resized: tuple[int, int], size: tuple[int, int], interp
     """The middle `size` of a picture once it is `resized`; both are (H, W), the former no larger than the latter."""
     (height, width), (h, w) = resized, size
     top, left = round((height - h) / 2), round((width - w) / 2)
-    whole = picture.resize((width, height), Image.Resampling[interpolation.upper()])
-    return whole.crop((left, top, left + w, top + h))
+    kind = Image.Resampling[interpolation.upper()]
+    # Pillow resizes rows, rounds, and then columns: those that are cut off need not be.
+    columns = picture.resize((width, picture.height), kind).crop((left, 0, left + w, picture.height))
+    return columns.resize((w, height), kind).crop((0, top, w, top + h))
 
 
 def pixels(picture: RGB) -> UInt8[Tensor, "3 H W"]:

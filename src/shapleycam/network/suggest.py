@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..theory.utility import UTILITIES
-from .cut import CompositeAttention
+from .derived import Derived
 from .ends import End, ends, once, placed_at
 from .facts import Facts
 from .inputs import Given, Inputs, Output, logits_of, size_of
@@ -105,7 +105,7 @@ def _dry_run(module: nn.Module, images: Given, output: Output | None) -> tuple[l
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(images.device.type, enabled=False),
-        CompositeAttention(),
+        Derived(second_order=True, trained=True),
     ):
         given, leaf = _tracked(images)
         put_out, ended = ends(module, given)
