@@ -127,8 +127,9 @@ def row(network: str, layer: str, batch: int, processes: int) -> dict[str, str]:
     ]
     rows = [json.loads(subprocess.check_output(command)) for _ in range(processes)]
     return {
-        name: first if isinstance(first, str) else f"{median(each[name] for each in rows):.2f}"
-        for name, first in rows[0].items()
+        name: next((each[name] for each in rows if isinstance(each[name], str)), None)
+        or f"{median(each[name] for each in rows):.2f}"
+        for name in rows[0]
     }
 
 

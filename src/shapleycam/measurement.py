@@ -140,7 +140,7 @@ def measure(
     check_pictures(model, images)
     behind, asked = background(model, masking), resolve_metrics(metrics)
     maps = [name for name in names if name not in BASELINES]
-    cut = cut_network(model, layer, layout, images, output, names)
+    cut = cut_network(model, layer, layout, images, output, names if infer is None else None)
     named = resolve_utility(utility)
     images, keyed = cut.formed(images.detach()), cache(resolve_keys(keys, images))
     plain = cut.inference()

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from shapleycam.network.cut import CutNetwork
 from shapleycam.network.derived import Derived
@@ -51,15 +52,77 @@ def test_normalisation_is_pytorchs_and_so_are_its_derivatives(kind: str) -> None
     assert all(each.abs().min() > 0 for each in derivatives)
 
 
-def test_maps_of_half_precision_keep_it_beside_statistics_in_single() -> None:
-    norm, x = living(NORMS["affine"], torch.float32), maps("affine", torch.bfloat16)
+@pytest.mark.parametrize("statistics", [torch.float32, torch.bfloat16])
+def test_maps_of_half_precision_keep_it(statistics: torch.dtype) -> None:
+    norm, x = living(NORMS["affine"], statistics), maps("affine", torch.bfloat16)
     wanted = norm(x)
     with Derived(second_order=False):
         found = norm(x)
     (slope,) = torch.autograd.grad(found.sum(), x)
+    norm.double()
+    exact = norm.weight / (norm.running_var + norm.eps).sqrt()
     assert torch.equal(found, wanted)
     assert slope.dtype == torch.bfloat16
-    torch.testing.assert_close(slope, torch.autograd.grad(wanted.sum(), x)[0])
+    torch.testing.assert_close(slope[0, :, 0, 0].double(), exact, rtol=2**-8, atol=0)
+
+
+def test_a_map_that_never_varied_has_its_slope_in_half_precision() -> None:
+    norm = nn.BatchNorm2d(1, eps=1e-8).half().eval()
+    norm.running_var.zero_()
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float16, requires_grad=True)
+    with Derived(second_order=False):
+        (slope,) = torch.autograd.grad(norm(x).sum(), x)
+    torch.testing.assert_close(slope, torch.full_like(slope, 1e4))
+
+
+class Conditional(nn.Module):
+    """A norm whose parameters, or statistics, are made of the maps."""
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.which, self.shift = which, torch.linspace(-1, 1, 5, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = x.mean((0, 2, 3)).sigmoid()
+        given = {name: self.shift.exp() for name in ("running_mean", "running_var", "weight", "bias")}
+        return batch_norm(x, **given | {self.which: made})
+
+
+@pytest.mark.parametrize("which", ["weight", "bias"])
+def test_parameters_that_are_made_of_the_maps_are_derived_too(which: str) -> None:
+    norm, x = Conditional(which), maps("affine")
+    wanted = derived(norm, x)
+    with Derived(second_order=True):
+        torch.testing.assert_close(derived(norm, x), wanted)
+
+
+@pytest.mark.parametrize("which", ["running_mean", "running_var"])
+def test_statistics_that_are_made_of_the_maps_are_left_to_pytorch_which_refuses_them(which: str) -> None:
+    norm, x = Conditional(which), maps("affine")
+    with Derived(second_order=True), pytest.raises(RuntimeError, match="not differentiable"):
+        derived(norm, x)
+
+
+@pytest.mark.parametrize("of", ["grad", "jvp", "vmap", "jvp of grad", "vmap of grad"])
+def test_networks_may_call_torch_func_themselves(of: str) -> None:
+    norm, x = living(NORMS["affine"]), maps("affine")
+    slope = torch.func.grad(lambda each: (norm(each) ** 3).sum())
+
+    def run() -> Tensor:
+        if of == "grad":
+            return slope(x)
+        if of.startswith("jvp"):
+            function = slope if of.endswith("grad") else lambda each: norm(each) ** 3
+            return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
+        function = slope if of.endswith("grad") else lambda each: norm(each) ** 3
+        return torch.func.vmap(lambda each: function(each[None])[0])(x)
+
+    wanted = run()
+    with Derived(second_order=True):
+        found = run()
+    torch.testing.assert_close(found, wanted)
+    slopes = [torch.autograd.grad(each.sum(), x)[0] for each in (found, wanted)]
+    torch.testing.assert_close(*slopes)
 
 
 @pytest.mark.parametrize("second_order", [False, True])

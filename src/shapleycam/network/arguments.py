@@ -112,17 +112,17 @@ def cut_network(
 ) -> CutNetwork:
     """The model cut at a layer given as in `explain`, once the images are checked.
 
-    Without one, cut at the layer that `suggest_layers` puts first. For the methods in `names` the memory format is chosen as
-    `Model.channels_last` says; images stay as they come where none are named.
+    Without one, cut at the layer that `suggest_layers` puts first. The memory format is what `Model.channels_last` says, for the
+    methods in `names`; images stay as they come where these are None.
     """
     if not isinstance(model, Model | nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected what load_model gives or a torch.nn.Module")
     check_images(model, images)
     known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
-    module, last = (model.module, model.channels_last) if isinstance(model, Model) else (model, None)
+    module = model.module if isinstance(model, Model) else model
+    last = isinstance(model, Model) and names is not None and isinstance(images, Tensor) and model.channels_last
     if last is None:
-        last = names is not None and steady(names) and faster_last(module, images)
-    last = last and isinstance(images, Tensor) and images.ndim == 4
+        last = steady(names or ()) and faster_last(module, images)
     if layer is None and "gap" not in known:
         with _said(module, images):
             best, *_ = suggest(module, images[:1], output)

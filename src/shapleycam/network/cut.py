@@ -1,7 +1,7 @@
 """A network cut once, at its target layer: a head that runs without a graph, activation maps, and a tail behind them."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -113,7 +113,10 @@ class CutNetwork:
         if log is None:
             return Pass(tap.layer, tap.leaf, logits)
         kept = images.clone() if create_graph else images.detach().clone()
-        again = Tail(self.module, self.layer, log.ended, kept, tap.layer, tap.output, mode, self.output, create_graph)
+        composite = partial(Derived, second_order, trained=True) if second_order else nullcontext
+        again = Tail(
+            self.module, self.layer, log.ended, kept, tap.layer, tap.output, composite, self.output, create_graph
+        )
         return Pass(tap.layer, tap.leaf, logits, again)
 
     def tail(self, images: Given) -> Tail:

@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: ())
+"""Those around an operation; PyTorch before 2.8 does not tell."""
+
 
 class Derived(TorchFunctionMode):
-    """Normalisation by running statistics with the derivative that it has: one factor a map.
+    """Normalisation in eval mode with its derivative as one factor a map; with `second_order`, attention in its composite form.
 
-    With `second_order` attention in its composite form too: fused kernels have no second derivative. `trained` leaves
-    normalisation alone, for its parameters have derivatives as well.
+    Fused attention has no second derivative. `trained` leaves normalisation alone, for its parameters have derivatives too.
 
     A mode belongs to the thread that entered it; `torch.nn.attention.sdpa_kernel` sets flags of the whole process.
     """
@@ -52,25 +54,42 @@ def _normalised(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    given = running_mean, running_var, weight, bias, training, momentum, eps
-    if training or running_var is None or not maps.requires_grad:
-        return batch_norm(maps, *given)
+    given = running_mean, running_var, weight, bias
+    made = any(each is not None and each.grad_fn is not None for each in given)  # of the maps, perhaps
+    hooked = _saved_tensors_hooks(True) is not None  # a checkpointed block, which will run again without this mode
+    if training or running_var is None or made or hooked or not maps.requires_grad:
+        return batch_norm(maps, *given, training, momentum, eps)
     with torch.no_grad():
-        factor = (running_var + eps).rsqrt()
-        factor = factor if weight is None else factor * weight
-    normalised: Tensor = _Normalised.apply(maps, factor.view(-1, *[1] * (maps.ndim - 2)), given)
+        factor = (_wide(running_var) + eps).rsqrt()
+        factor = (factor if weight is None else factor * weight).to(maps.dtype)
+    normalised: Tensor = _Normalised.apply(maps, factor.view(-1, *[1] * (maps.ndim - 2)), *given, eps)
     return normalised
 
 
 class _Normalised(torch.autograd.Function):
     """What PyTorch derives with three passes over the maps, and twice by a formula of some twenty operations."""
 
+    generate_vmap_rule = True  # for networks that call torch.func themselves
+
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, factor: Tensor, given: Any) -> Tensor:
-        ctx.save_for_backward(factor)
-        return batch_norm(maps, *given)
+    def forward(maps: Tensor, factor: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+        return batch_norm(maps, mean, variance, weight, bias, eps=eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:
         (factor,) = ctx.saved_tensors
-        return slope * factor, None, None
+        return slope * factor, *[None] * 6
+
+    @staticmethod
+    def jvp(ctx: Any, change: Tensor, *others: Any) -> Tensor:
+        factor: Tensor = ctx.saved_tensors[0]
+        return change * factor
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -103,9 +103,9 @@ class Model:
     """The target layers known for this network: "gap" and "conv", or none."""
     weights: str
     """Where the weights came from."""
-    channels_last: bool | None = None
-    """Whether images are given to the network in that memory format, which changes last bits; False for as they come. None has
-    channels last on the CPU for depthwise convolutions, which are faster so, unless XGradCAM is asked for: see `steady`."""
+    channels_last: bool | None = False
+    """Whether `explain` and `measure` give images to the network in that memory format, not as they come: last bits change. None,
+    as `load_model` has it, for where depthwise convolutions are faster so: on the CPU, unless XGradCAM is asked for."""
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -176,7 +176,7 @@ def load_model(
         module = module.eval().to(device)
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
         raise ValueError(f"device {str(device)!r} cannot be used, cpu always can: {error}") from error
-    return Model(name, module, own, names, wnids, MappingProxyType(known), origin)
+    return Model(name, module, own, names, wnids, MappingProxyType(known), origin, None)
 
 
 def _timm(name: str, tag: str, entry: Entry | None, weights: Weights) -> tuple[nn.Module, Preprocess, str]:
