@@ -20,7 +20,7 @@ NETWORKS = (
     *("resnet18", "resnet50", "resnext50", "swin_t"),
 )
 COLUMNS = ((1, torch.float32), (4, torch.float32), (1, torch.bfloat16), (1, torch.float64))
-LEAST = 5.0
+LEAST = 3.0
 """Seconds of a cell, at least."""
 
 
