@@ -2,10 +2,9 @@
 
 Times are medians over rounds of the ratio to `model(images)` under `torch.inference_mode()` right before and behind, and of
 these the median over processes, for where tensors happen to lie in one favours some contestants; grad-cam's, far from 1, of the
-first process and fewer rounds. GradCAM and ShapleyCAM by hand
-are the least that PyTorch takes for one heatmap of images as they come, without a check, a copy of the network or another
-method; ours is given the same images, and runs depthwise convolutions with channels last. Memory is the peak of the tensors that
-a call holds, as a ratio to the same of inference.
+first process and fewer rounds. GradCAM and ShapleyCAM by hand are plain PyTorch for one heatmap of images as they come, without
+a check, a copy of the network or another method; ours is given the same images, and runs depthwise convolutions with channels
+last unless XGradCAM is asked for, as all ten do. Memory is the peak of the tensors that a call holds, over that of inference.
 """
 
 import json

@@ -86,7 +86,7 @@ EXTRAS = ("pyarrow", "upath", "jinja2", "gradio", "shapiq", "ray")
 LIGHT = ("", "cli")
 HEAVY = ("torch", "timm", "torchvision", "numpy", "matplotlib")
 
-CORE_LINES = 4850
+CORE_LINES = 4840
 FILE_LINES = 200
 
 When = Literal["load", "call", "types"]
@@ -218,7 +218,7 @@ def test_every_import_points_down_and_every_package_has_its_floor() -> None:
     assert violations(read(SOURCE)) == []
 
 
-def test_floors_0_to_2_fit_in_4850_lines_and_no_file_in_more_than_200() -> None:
+def test_floors_0_to_2_fit_in_4840_lines_and_no_file_in_more_than_200() -> None:
     sizes = {module: code_lines(path.read_text()) for module, path in files(SOURCE).items()}
     core = {module: size for module, size in sizes.items() if rule(module)[0] <= 2}
     assert sum(core.values()) <= CORE_LINES, core

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torch.nn.functional import interpolate
 from torch.overrides import TorchFunctionMode
 
-from .network.expand import wide
 from .network.layout import fits
 from .playground import Playground, undisturbed
-from .theory.axes import Heatmaps, Images, Utilities
+from .theory.axes import Heatmaps, Images, Utilities, wide
 from .theory.heatmap import MODES
 
 

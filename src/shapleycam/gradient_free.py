@@ -5,9 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .network.expand import wide
 from .playground import Playground, undisturbed
-from .theory.axes import ExplanationMaps, Maps
+from .theory.axes import ExplanationMaps, Maps, wide
 from .theory.heatmap import MODES
 from .theory.utility import pre_softmax
 

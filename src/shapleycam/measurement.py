@@ -107,7 +107,7 @@ def measure(
         numbers were made; "raw" multiplies pixel values, so that it turns black.
     infer
         What gives the logits of anti-explanation maps, which need no derivative: a compiled copy of the model, say; None
-        for the model itself.
+        for the model itself. With one, images stay in the memory format in which they come.
     metrics
         Any of "insertion", "deletion" and "road", as their functions give them unless told otherwise, into `more`. A distinct
         heatmap then costs 102, 102 and 19 forward passes more, and "road" the painting of 18 images. And "randomisation",
@@ -142,7 +142,7 @@ def measure(
     maps = [name for name in names if name not in BASELINES]
     cut = cut_network(model, layer, layout, images, output, names if infer is None else None)
     named = resolve_utility(utility)
-    images, keyed = cut.formed(images.detach()), cache(resolve_keys(keys, images))
+    images, keyed = cut.formatted(images.detach()), cache(resolve_keys(keys, images))
     plain = cut.inference()
     # The pass and its graph must not outlive this line, or they would add to the memory of every pass below.
     out, discrimination = _explained_twice(

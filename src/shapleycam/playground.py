@@ -148,7 +148,7 @@ def play_with(
 
     def network(some: Tensor) -> Logits:
         with torch.autocast(some.device.type, enabled=False):
-            return logits_of(call(copy, cut.formed(some)), len(some), cut.output)
+            return logits_of(call(copy, cut.formatted(some)), len(some), cut.output)
 
     return Playground(
         forward,

@@ -8,9 +8,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from .network.expand import wide
 from .playground import Playground, undisturbed
-from .theory.axes import Heatmaps, Images, Utilities
+from .theory.axes import Heatmaps, Images, Utilities, wide
 from .theory.crg import quadrature
 from .theory.draws import uniform
 from .theory.shapley import Coalitions, by_kernel

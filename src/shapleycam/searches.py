@@ -12,10 +12,9 @@ from torch import Tensor
 from .full_gradient import full_grad
 from .gradient_free import ablation_cam, cam, score_cam
 from .lift import lift_cam
-from .network.expand import wide
 from .playground import Playground, undisturbed
 from .references import integrated_gradients, kernel_shap, rise
-from .theory.axes import ExplanationMaps
+from .theory.axes import ExplanationMaps, wide
 from .theory.crg import Expansion
 from .theory.eigen import eigen_cam, eigen_grad_cam
 

@@ -14,6 +14,7 @@ from shapleycam.network.weights import randomise
 NORMS = {
     "affine": nn.BatchNorm2d(5),
     "plain": nn.BatchNorm2d(5, affine=False),
+    "whole numbers": nn.BatchNorm2d(5, momentum=1, eps=1),
     "by the batch": nn.BatchNorm2d(5, track_running_stats=False),
     "in training": nn.BatchNorm2d(5),
     "of signals": nn.BatchNorm1d(5),
@@ -109,12 +110,11 @@ def test_networks_may_call_torch_func_themselves(of: str) -> None:
     slope = torch.func.grad(lambda each: (norm(each) ** 3).sum())
 
     def run() -> Tensor:
-        if of == "grad":
-            return slope(x)
-        if of.startswith("jvp"):
-            function = slope if of.endswith("grad") else lambda each: norm(each) ** 3
-            return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
         function = slope if of.endswith("grad") else lambda each: norm(each) ** 3
+        if of == "grad":
+            return function(x)
+        if of.startswith("jvp"):
+            return torch.func.jvp(function, (x,), (torch.ones_like(x),))[1]
         return torch.func.vmap(lambda each: function(each[None])[0])(x)
 
     wanted = run()

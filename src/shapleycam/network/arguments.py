@@ -13,7 +13,7 @@ from ..theory.draws import checksums, key
 from ..theory.utility import UTILITIES, Settled, Utility
 from .cut import CutNetwork, Pass
 from .ends import named_layers
-from .inputs import Given, Inputs, Output, as_inputs, faster_last
+from .inputs import Given, Inputs, Output, as_inputs, likely_faster_last
 from .layout import Axes, Layout
 from .suggest import suggest
 from .zoo import Model
@@ -122,7 +122,7 @@ def cut_network(
     module = model.module if isinstance(model, Model) else model
     last = isinstance(model, Model) and names is not None and isinstance(images, Tensor) and model.channels_last
     if last is None:
-        last = steady(names or ()) and faster_last(module, images)
+        last = steady(names or ()) and likely_faster_last(module, images)
     if layer is None and "gap" not in known:
         with _said(module, images):
             best, *_ = suggest(module, images[:1], output)

@@ -64,7 +64,7 @@ class CutNetwork:
         self._kept: tuple[nn.Module, list[_Tap]] | None = None
         self._before: list[nn.Module] | None = None
         self._own = False
-        self._form = torch.channels_last if channels_last else torch.preserve_format
+        self._format = torch.channels_last if channels_last else torch.preserve_format
 
     def kept(self, *, own: bool = False) -> "CutNetwork":
         """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between.
@@ -106,14 +106,14 @@ class CutNetwork:
             log = Log(self.module, self.name) if replay else None
             network = self._with(tap, log)
             own = self._own and not (replay or images.is_inference())
-            given = images.detach() if own else images.clone(memory_format=self._form)
+            given = images.detach() if own else images.clone(memory_format=self._format)
             logits = logits_of(call(network, given), len(images), self.output)
         if tap.runs != 1 or tap.layer is None or tap.leaf is None:
             raise ValueError(self._runs(tap.runs, images))
         if log is None:
             return Pass(tap.layer, tap.leaf, logits)
         kept = images.clone() if create_graph else images.detach().clone()
-        composite = partial(Derived, second_order, trained=True) if second_order else nullcontext
+        composite = partial(Derived, second_order=True, trained=True) if second_order else nullcontext
         again = Tail(
             self.module, self.layer, log.ended, kept, tap.layer, tap.output, composite, self.output, create_graph
         )
@@ -128,11 +128,11 @@ class CutNetwork:
     def inference(self) -> Callable[[Tensor], Tensor]:
         """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
         infer = inference(self.module, self.output)
-        return lambda images: infer(self.formed(images))
+        return lambda images: infer(self.formatted(images))
 
-    def formed(self, images: Tensor) -> Tensor:
+    def formatted(self, images: Tensor) -> Tensor:
         """Images in the memory format in which the network takes them: what has it already is not copied again."""
-        return images.to(memory_format=self._form)
+        return images.to(memory_format=self._format)
 
     def _with(self, tap: "_Tap", log: Log | None) -> nn.Module:
         if self._kept is None or log is not None:

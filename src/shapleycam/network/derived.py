@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, multi_head_attention_forward, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from ..theory.axes import wide
+
 _saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda tracing: ())
 """Those around an operation; PyTorch before 2.8 does not tell."""
 
@@ -51,8 +53,8 @@ def _normalised(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    momentum: Any = 0.1,  # these two are PyTorch's to judge
+    eps: Any = 1e-5,
 ) -> Tensor:
     given = running_mean, running_var, weight, bias
     made = any(each is not None and each.grad_fn is not None for each in given)  # of the maps, perhaps
@@ -60,7 +62,7 @@ def _normalised(
     if training or running_var is None or made or hooked or not maps.requires_grad:
         return batch_norm(maps, *given, training, momentum, eps)
     with torch.no_grad():
-        factor = (_wide(running_var) + eps).rsqrt()
+        factor = (wide(running_var) + eps).rsqrt()
         factor = (factor if weight is None else factor * weight).to(maps.dtype)
     normalised: Tensor = _Normalised.apply(maps, factor.view(-1, *[1] * (maps.ndim - 2)), *given, eps)
     return normalised
@@ -72,7 +74,7 @@ class _Normalised(torch.autograd.Function):
     generate_vmap_rule = True  # for networks that call torch.func themselves
 
     @staticmethod
-    def forward(maps: Tensor, factor: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Tensor:
+    def forward(maps: Tensor, factor: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: Any) -> Tensor:
         return batch_norm(maps, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
@@ -89,7 +91,3 @@ class _Normalised(torch.autograd.Function):
     def jvp(ctx: Any, change: Tensor, *others: Any) -> Tensor:
         factor: Tensor = ctx.saved_tensors[0]
         return change * factor
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..theory.axes import Logits, Maps, Targets, Utilities
+from ..theory.axes import Logits, Maps, Targets, Utilities, wide
 from ..theory.crg import Expansion, efficiency_gap, quadrature
 from ..theory.utility import Utility, settled
 from .cut import Pass
@@ -224,8 +224,3 @@ def _ends_in_error(slope: Tensor) -> bool:
         seen |= before
         queue += before
     return False
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """A tensor in float32 or wider."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

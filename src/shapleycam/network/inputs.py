@@ -114,7 +114,7 @@ def size_of(images: Given) -> tuple[int, ...]:
     return tuple(images.shape[2:]) if images.ndim > 2 else tuple(images.shape[1:])
 
 
-def faster_last(module: nn.Module, images: Images | Inputs) -> bool:
+def likely_faster_last(module: nn.Module, images: Images | Inputs) -> bool:
     """Whether a network runs faster with channels last, by a rule of thumb: on the CPU, if it has depthwise convolutions."""
     if images.device.type != "cpu" or images.dtype not in _FAST:
         return False

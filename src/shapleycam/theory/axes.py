@@ -1,5 +1,9 @@
-"""Names for the shapes that travel through the library: b images, n maps, p positions, H W pixels, c classes."""
+"""Names for the shapes that travel through the library: b images, n maps, p positions, H W pixels, c classes.
 
+And the precision that these have at least.
+"""
+
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -14,3 +18,8 @@ Weights = Float[Tensor, "b n *#p"]
 ExplanationMaps = Float[Tensor, "b *p"]
 Heatmaps = Float[Tensor, "b *size"]
 """(b, H, W), or whatever the spatial axes of the images are."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

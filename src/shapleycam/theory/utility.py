@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .axes import Logits, Targets, Utilities
+from .axes import Logits, Targets, Utilities, wide
 
 Utility = Callable[[Tensor, Tensor], Tensor]
 
@@ -124,10 +124,9 @@ def confidence(
     side = rest_sigmoid.look(logits, targets) if utility is rest_sigmoid else sides.get(id(utility))
 
     def share(logits: Logits, images: Int64[Tensor, " k"]) -> Utilities:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if side is None:
-            return post_softmax(wide, targets[images])
-        return (side[images] * pre_softmax(wide, targets[images])).sigmoid()
+            return post_softmax(wide(logits), targets[images])
+        return (side[images] * pre_softmax(wide(logits), targets[images])).sigmoid()
 
     return share
 
