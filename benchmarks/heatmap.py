@@ -1,5 +1,7 @@
 """What a heatmap costs beside plain inference, here and in grad-cam: `python -m benchmarks.heatmap [--quick] [NETWORK]`.
 
+`--operations` counts instead of timing: the multiplications of matrix products and convolutions over those of inference.
+
 Times are medians over rounds of the ratio to `model(images)` under `torch.inference_mode()` right before and behind, and of
 these the median over processes, for where tensors happen to lie in one favours some contestants; grad-cam's, far from 1, of the
 first process and fewer rounds. GradCAM and ShapleyCAM by hand are plain PyTorch for one heatmap of images as they come, without
@@ -12,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import interpolate
+from torch.utils.flop_counter import FlopCounterMode
 
 import shapleycam as sc
 
@@ -113,6 +117,13 @@ def cells(network: str, layer: str, batch: int, least: float, rivals: bool) -> d
     return found | {"memory, all ten": peak(calls["all ten"]) / peak(calls["inference"])}
 
 
+def operations(call: Callable[[], object]) -> int:
+    """How many a call takes, by PyTorch's own count."""
+    with FlopCounterMode(display=False) as counted:
+        call()
+    return counted.get_total_flops()
+
+
 def row(network: str, layer: str, batch: int, processes: int) -> dict[str, str]:
     """The medians over processes."""
     rows = []
@@ -132,6 +143,15 @@ def main() -> None:
         network, layer, batch, least, rivals = sys.argv[2:]
         print(json.dumps(cells(network, layer, int(batch), float(least), bool(rivals))))
         return
+    chosen = [name for name in NETWORKS if name in sys.argv] or NETWORKS
+    if "--operations" in sys.argv:
+        print("| network | layer | " + " | ".join(OURS) + " |")
+        print("|---|---|" + "--:|" * len(OURS))
+        for network, layer in product(chosen, ("gap", "conv")):
+            calls = contestants(network, layer, batch=1)
+            times = (operations(calls[name]) / operations(calls["inference"]) for name in OURS)
+            print(f"| {network} | {layer} | " + " | ".join(f"{each:.3f}" for each in times) + " |")
+        return
     processes = 1 if "--quick" in sys.argv else PROCESSES
     names = [
         *(f"{name} by hand" for name in THEIRS),
@@ -141,13 +161,9 @@ def main() -> None:
     ]
     print("| network | layer | batch | " + " | ".join(names) + " |")
     print("|---|---|--:|" + "--:|" * len(names))
-    for network in [name for name in NETWORKS if name in sys.argv] or NETWORKS:
-        for layer in ("gap", "conv"):
-            for batch in (1, 8):
-                found = row(network, layer, batch, processes)
-                print(
-                    f"| {network} | {layer} | {batch} | " + " | ".join(found[name] for name in names) + " |", flush=True
-                )
+    for network, layer, batch in product(chosen, ("gap", "conv"), (1, 8)):
+        found = row(network, layer, batch, processes)
+        print(f"| {network} | {layer} | {batch} | " + " | ".join(found[name] for name in names) + " |", flush=True)
 
 
 if __name__ == "__main__":
