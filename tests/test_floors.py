@@ -45,6 +45,7 @@ RULES: Mapping[str, tuple[int, frozenset[str], frozenset[str]]] = {
     "network_game": (2, TENSORS, frozenset()),
     "faithfulness": (2, TENSORS, frozenset()),
     "bench": (3, ARRAYS | {"pyarrow"}, frozenset()),
+    "bench.actors": (3, ARRAYS, frozenset({"ray"})),
     "bench.cluster": (3, ARRAYS, frozenset({"ray"})),
     "bench.places": (3, frozenset({"upath"}), frozenset()),
     "bench.report": (3, ARRAYS | {"pyarrow"}, frozenset({"matplotlib", "jinja2"})),

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pytest
 
 from shapleycam.bench import cluster
+from shapleycam.bench.actors import Measurer
 from shapleycam.bench.batches import Job, Read, _read, rows_of
 from shapleycam.bench.claims import Claims
-from shapleycam.bench.cluster import _Measurer
 from shapleycam.bench.configuration import Machine
 from shapleycam.bench.datasets import Item
 from shapleycam.bench.loaded import Loaded
@@ -158,7 +158,7 @@ def test_an_actor_decodes_the_next_part_while_its_network_is_at_one(
     monkeypatch.setattr("shapleycam.bench.batches._read", read)
     monkeypatch.setattr("shapleycam.bench.run.rows_of", measured)
     loaded = plan.load(first.model)
-    actor = _Measurer([plan], {first.model: loaded}, Mock())
+    actor = Measurer([plan], {first.model: loaded}, Mock())
     with ThreadPoolExecutor(2) as calls:
         one = calls.submit(actor, {"unit": [vars(first)]})
         assert begun.wait(30)
@@ -419,6 +419,34 @@ def test_news_of_one_batch_again_and_again_are_no_progress(planned: Planned, mon
         for _ in islice(steps, 3000):
             pass
     over.set()
+
+
+def test_who_leaves_early_ends_ray_datas_threads_first(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Executor(threading.Thread):  # as Ray Data's: it works on until it is shut down, and then its output ends
+        def run(self) -> None:
+            ended.wait(60)
+
+        def shutdown(self, force: bool) -> None:
+            ended.set()
+            self.join()
+
+    class Data:
+        def iter_batches(self, **given: Any) -> Iterator[Any]:
+            executor.start()
+            executor.join()
+            yield from ()
+
+    plan, ended = planned(), Event()
+    executor = Executor(name="StreamingExecutor-dataset_1_0", daemon=True)
+    monkeypatch.setitem(sys.modules, "ray", MagicMock())
+    monkeypatch.setattr(cluster, "POLL", 0.5)
+    monkeypatch.setattr(cluster, "_dataset", lambda *given: Data())
+    monkeypatch.setattr(cluster, "_portable", lambda *given: None)
+    monkeypatch.setattr(cluster, "_told", lambda board: [])
+    steps = cluster._steps(plan, plan.missing(), Mock(spec=Claims))
+    next(steps)
+    steps.close()
+    assert not [each.name for each in threading.enumerate() if each is executor or each.name == "parts"]
 
 
 def test_what_ends_the_actors_just_now_is_not_lost(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:

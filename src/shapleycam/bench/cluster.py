@@ -7,25 +7,24 @@ import logging
 import os
 import signal
 import time
-import traceback
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from queue import Empty, Queue
 from socket import gethostname
 from threading import Thread
-from typing import Any, TypeAlias
+from threading import enumerate as running
+from typing import Any
 
-from .allocator import ONE_ARENA, keep_freed
-from .batches import decoded, jobs
+from .actors import Board, Measurer, News
+from .allocator import ONE_ARENA
 from .claims import POLL, Claims
 from .configuration import Machine
-from .loaded import Loaded, class_indices, there
+from .loaded import Loaded
 from .planned import Plan
-from .run import Step, Writer, unit_steps
+from .run import Step, Writer
 from .store import Unit
 
 CPUS = 0.5
@@ -33,8 +32,6 @@ CPUS = 0.5
 (ray-project/ray#44687)."""
 CALLS = 2
 """Units that an actor is at: one in the network, and one whose pictures are decoded. As many wait, for Ray gives it more late."""
-News: TypeAlias = tuple[str, Step]
-"""An actor, and what it has done."""
 
 
 def measured_on_ray(plan: Plan) -> Generator[Step, None, None]:
@@ -67,7 +64,7 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
     import ray
 
     writer = Writer(plan)
-    board = ray.remote(num_cpus=0, max_restarts=-1)(_Board).remote()
+    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
     # Each model is put into the object store once, whatever the number of actors.
     models = {name: ray.put(_portable(plan, name)) for name in dict.fromkeys(unit.model for unit in left)}
     parts = _Parts(_dataset(plan, left, models, board))
@@ -96,6 +93,7 @@ def _steps(plan: Plan, left: tuple[Unit, ...], claims: Claims) -> Generator[Step
                 raise TimeoutError(_stalled(plan.machine, min(plan.machine.actors, len(left))))
             yield Step(left[0], 0)
     finally:
+        parts.end()
         for unit, data in parts.come():
             writer.part(unit, data, True)
         writer.flush()
@@ -139,6 +137,14 @@ class _Parts(Thread):
             raise self.error
         return []
 
+    def end(self) -> None:
+        """Wait for Ray Data's own thread: Ray ends a process without a word whose threads call it after `ray.shutdown`."""
+        for _ in range(10):
+            for thread in running():
+                if thread.name.startswith("StreamingExecutor"):
+                    thread.shutdown(force=True)  # type: ignore[attr-defined]
+            self.join(POLL)
+
     def come(self) -> Iterator[tuple[Unit, bytes]]:
         """What has come and was not taken."""
         with suppress(Empty):
@@ -146,83 +152,20 @@ class _Parts(Thread):
                 yield self._queue.get_nowait()
 
 
-class _Board:
-    """An actor to which the others say what they have done."""
-
-    def __init__(self) -> None:
-        self.news: list[News] = []
-
-    def tell(self, news: News) -> None:
-        self.news.append(news)
-
-    def take(self) -> list[News]:
-        taken, self.news = self.news, []
-        return taken
-
-
-class _Measurer:
-    """An actor that measures units one after the other, and decodes the next one's pictures meanwhile.
-
-    It is called from several threads; the network is run by one, and there is one model at a time.
-    """
-
-    def __init__(self, plan: Any, models: Mapping[str, Any], board: Any) -> None:
-        import ray
-
-        keep_freed()
-        self.plan: Plan = ray.get(plan[0])
-        self.models, self.board, self.name = models, board, f"{gethostname()}:{os.getpid()}"
-        self._has: tuple[str, Loaded, dict[str, int | None]] | None = None
-        self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        unit, parts, failed = Unit(**batch["unit"][0]), [b""], ""
-        try:
-            parts = self._part(unit)
-        except Exception as error:  # noqa: BLE001 - Ray would keep its words to itself
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            failed = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno}, in {last.name})"
-        return {"unit": batch["unit"], "data": parts, "failed": [failed]}
-
-    def _part(self, unit: Unit) -> list[bytes]:
-        has = self._has
-        if has is None or has[0] != unit.model:
-            has = self._network.submit(self._model, unit.model).result()
-        todo = jobs(self.plan, unit, self.plan.batch(unit.model))
-        with closing(decoded(todo, has[1].model, self.plan.machine.threads)) as batches:
-            ready = chain((next(batches),), batches)
-            return self._network.submit(self._measured, unit, *has[1:], ready).result()
-
-    def _measured(
-        self, unit: Unit, loaded: Loaded, labels: dict[str, int | None], batches: Iterable[Any]
-    ) -> list[bytes]:
-        parts = list[bytes]()
-        for step in unit_steps(self.plan, loaded, labels, unit, batches, lambda unit, data, whole: parts.append(data)):
-            self.board.tell.remote((self.name, step))
-        return parts
-
-    def _model(self, name: str) -> tuple[str, Loaded, dict[str, int | None]]:
-        import ray
-
-        if self._has is None or self._has[0] != name:
-            self._has = None  # makes room
-            loaded = there(ray.get(self.models[name]), self.plan.machine.device, self.plan.configuration.compile)
-            self._has = name, loaded, class_indices(loaded.model, self.plan.items)
-        return self._has
-
-
 def _dataset(plan: Plan, left: tuple[Unit, ...], models: Mapping[str, Any], board: Any) -> Any:
     import ray.data
 
     machine = plan.machine
     pool = ray.data.ActorPoolStrategy(
-        size=min(machine.actors, len(left)), max_tasks_in_flight_per_actor=2 * CALLS, enable_true_multi_threading=True
+        size=min(machine.actors, len(left)),
+        max_tasks_in_flight_per_actor=2 * CALLS,
+        max_concurrent_calls_per_actor=CALLS,
+        enable_true_multi_threading=True,
     )
     return ray.data.from_items([{"unit": vars(unit)} for unit in left], override_num_blocks=len(left)).map_batches(
-        _Measurer,
+        Measurer,
         batch_size=1,
         compute=pool,
-        max_concurrency=CALLS,
         runtime_env={"env_vars": ONE_ARENA},
         num_cpus=CPUS,
         num_gpus=1 if machine.device.startswith("cuda") else 0,
