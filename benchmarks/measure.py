@@ -16,7 +16,7 @@ from shapleycam.bench.allocator import keep_freed
 from .clock import peak, ratios
 
 NETWORKS = ("efficientnet_lite0", "resnet50")
-FEW = ("GradCAM", "HiResCAM", "ShapleyCAM")
+FEW = ("GradCAM", "XGradCAM", "ShapleyCAM")
 
 
 def measured(network: str, layer: str, batch: int, methods: tuple[str, ...]) -> Callable[[], sc.Measurements]:

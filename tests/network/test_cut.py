@@ -866,7 +866,8 @@ def test_channels_are_last_where_depthwise_convolutions_are_faster_so_or_where_a
     assert {*seen} == {last}
     seen.clear()
     measure(model, x, methods=methods)
-    assert {*seen} == {last}
+    # Where XGradCAM keeps the maps as they come, logits of anti-explanation maps are nothing that it shows.
+    assert {*seen} == {last, last or (asked is None and "XGradCAM" in methods)}
     assert len(seen) >= 3
     assert x.is_contiguous()
 

@@ -113,7 +113,7 @@ def cut_network(
     """The model cut at a layer given as in `explain`, once the images are checked.
 
     Without one, cut at the layer that `suggest_layers` puts first. The memory format is what `Model.channels_last` says, for the
-    methods in `names`; images stay as they come where these are None.
+    methods in `names`, or where only logits are asked for; images stay as they come where these are None.
     """
     if not isinstance(model, Model | nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected what load_model gives or a torch.nn.Module")
@@ -121,12 +121,12 @@ def cut_network(
     known: Mapping[str, str] = model.layers if isinstance(model, Model) else {}
     module = model.module if isinstance(model, Model) else model
     last = isinstance(model, Model) and names is not None and isinstance(images, Tensor) and model.channels_last
-    if last is None:
-        last = steady(names or ()) and likely_faster_last(module, images)
+    faster = last is None and likely_faster_last(module, images)
+    last = bool(last) or (faster and steady(names or ()))
     if layer is None and "gap" not in known:
         with _said(module, images):
             best, *_ = suggest(module, images[:1], output)
-        return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why, last)
+        return CutNetwork(module, best.layer.name, layout or best.layer.as_layout, output, best.why, last, faster)
     layer = "gap" if layer is None else layer
     if isinstance(model, Model) and isinstance(layer, str) and layer in ("gap", "conv"):
         if layer not in known and layer not in named_layers(module):
@@ -135,7 +135,7 @@ def cut_network(
                 "for the one that feeds the last spatial reduction"
             )
         layer = known.get(layer, layer)
-    return CutNetwork(module, layer, layout, output, channels_last=last)
+    return CutNetwork(module, layer, layout, output, channels_last=last, plain_last=faster)
 
 
 def run(

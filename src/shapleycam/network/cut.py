@@ -48,9 +48,11 @@ class CutNetwork:
         output: Output | None = None,
         reason: str = "",
         channels_last: bool = False,
+        plain_last: bool = False,
     ) -> None:
         """`layer` is a dotted name or a submodule; `layout` None finds out; `output` makes logits of what the network puts out;
-        `channels_last` gives it images (b, channels, H, W) in that memory format, not as they come.
+        `channels_last` gives it images (b, channels, H, W) in that memory format, not as they come; `plain_last` does where
+        only logits are asked for.
 
         Raises
         ------
@@ -65,6 +67,7 @@ class CutNetwork:
         self._before: list[nn.Module] | None = None
         self._own = False
         self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._plain = torch.channels_last if plain_last else self._format
 
     def kept(self, *, own: bool = False) -> "CutNetwork":
         """The same cut with one copy of the module tree for all its passes: for one thread that changes nothing in between.
@@ -128,7 +131,7 @@ class CutNetwork:
     def inference(self) -> Callable[[Tensor], Tensor]:
         """What gives logits (b, c) of images without a cut or a graph, under the same conditions; for one thread."""
         infer = inference(self.module, self.output)
-        return lambda images: infer(self.formatted(images))
+        return lambda images: infer(images.to(memory_format=self._plain))
 
     def formatted(self, images: Tensor) -> Tensor:
         """Images in the memory format in which the network takes them: what has it already is not copied again."""

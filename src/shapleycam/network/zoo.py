@@ -105,7 +105,7 @@ class Model:
     """Where the weights came from."""
     channels_last: bool | None = False
     """Whether `explain` and `measure` give images to the network in that memory format, not as they come: last bits change. None,
-    as `load_model` has it, for where depthwise convolutions are faster so: on the CPU, unless XGradCAM is asked for."""
+    as `load_model` has it, for where depthwise convolutions are faster so: on the CPU, but no maps if XGradCAM is asked for."""
 
     @property
     def input_size(self) -> tuple[int, int]:
