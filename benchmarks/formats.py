@@ -38,9 +38,8 @@ def ratio(network: str, batch: int, dtype: torch.dtype) -> tuple[bool, float]:
         return run
 
     last = infer(images.contiguous(memory_format=torch.channels_last))
-    return likely_faster_last(model.module, images.float()), ratios({"first": infer(images), "last": last}, 5, LEAST)[
-        "last"
-    ]
+    times = ratios({"first": infer(images), "last": last}, 5, LEAST)
+    return likely_faster_last(model.module, images.float()), times["last"]
 
 
 def main() -> None:

@@ -142,7 +142,8 @@ class _Parts(Thread):
         for _ in range(10):
             for thread in running():
                 if thread.name.startswith("StreamingExecutor"):
-                    thread.shutdown(force=True)  # type: ignore[attr-defined]
+                    with suppress(Exception):  # the cluster may be gone
+                        thread.shutdown(force=True)  # type: ignore[attr-defined]
             self.join(POLL)
 
     def come(self) -> Iterator[tuple[Unit, bytes]]:
