@@ -1,6 +1,10 @@
 """What every test relies on: no network connection, no window, one thread, and shapes checked by beartype."""
 
+import ctypes
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # else a missing weight file costs 47 s of retries
 os.environ["MPLBACKEND"] = "Agg"
@@ -22,6 +26,15 @@ torch.set_num_threads(1)  # one thread a worker: `pytest -n 2` on two cores
 
 settings.register_profile("shapleycam", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("shapleycam")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hand_back() -> Iterator[None]:
+    """What a file's networks have freed is kept for its own tests: two workers, a browser and Ray share the machine."""
+    yield
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")

@@ -54,10 +54,15 @@ def served(model: sc.Model) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    try:
+        driver = playwright.sync_playwright().start()
+    except playwright.Error:  # for want of memory (Linux: "Argument list too long"), and would fail every test here
+        sleep(5)
+        driver = playwright.sync_playwright().start()
+    browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    yield browser
+    browser.close()
+    driver.stop()
 
 
 class Visitor:
@@ -73,11 +78,11 @@ class Visitor:
         self.page.goto(url)
         self.page.wait_for_selector("#example-cat")
 
-    def wait(self, script: str) -> None:
-        """Until the script says so; what is away while the page redraws does not say so yet."""
-        self.page.wait_for_function(
+    def wait(self, script: str) -> Any:
+        """What the script gives, as soon as that is true; what is away while the page redraws is not yet."""
+        return self.page.wait_for_function(
             f"() => {{ try {{ return {script}; }} catch (e) {{ if (e instanceof TypeError) return false; throw e; }} }}"
-        )
+        ).json_value()
 
     def words(self) -> str:
         return str(self.page.inner_text("#words"))
@@ -423,7 +428,7 @@ def test_two_classes_stand_side_by_side_where_there_is_room(
 def test_a_narrow_window_shows_the_heatmap_on_its_first_screen(chromium: Any, served: Any, model: sc.Model) -> None:
     visitor = Visitor(chromium, served.url, 390)
     at_the_cat(visitor, model).page.wait_for_selector("#heat img")
-    tops = visitor.page.evaluate(
+    tops = visitor.wait(
         "['#upload', '#target', '#heat', '#settings'].map(s => document.querySelector(s).getBoundingClientRect().top)"
     )
     assert tops == sorted(tops)
@@ -542,7 +547,7 @@ def test_the_board_keeps_the_focus_and_the_players_when_the_class_changes(visito
     visitor.page.locator("#board .cell").nth(24).focus()
     visitor.page.keyboard.press("Space")
     visitor.wait("document.querySelector('#board .said [data-name=players]').innerText === '48 of 49'")
-    visitor.page.evaluate("document.querySelectorAll('#target input')[1].click()")  # which moves no focus
+    visitor.wait("document.querySelectorAll('#target input')[1].click() === undefined")  # which moves no focus
     visitor.wait("document.querySelector('#board .said').innerText.includes('probability of Egyptian cat')")
     visitor.page.keyboard.press("ArrowRight")
     visitor.page.keyboard.press("Space")
