@@ -56,7 +56,7 @@ def served(model: sc.Model) -> Iterator[Any]:
 def chromium() -> Iterator[Any]:
     try:
         driver = playwright.sync_playwright().start()
-    except playwright.Error:  # for want of memory (Linux: "Argument list too long"), and would fail every test here
+    except playwright.Error:  # seen once ("Argument list too long", of 2 KB), and it would fail every test here
         sleep(5)
         driver = playwright.sync_playwright().start()
     browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
