@@ -1,9 +1,9 @@
 """What `shapleycam bench` costs beside its network: `python -m benchmarks.bench_flow PICTURES [COUNT] [--quick]`.
 
-First: the time of a run over a folder of real pictures, decoding and writing with it, over that of its own forward passes,
-plain ones of the same batches in the same process, in turn with it; the median of five rounds, or of one. Batches are those
-that the command would choose. Then: 20,000 made-up pictures (or COUNT) through a tiny network, the pictures/s of the last
-thousand over those of the first thousand, and the resident memory at these two places.
+First: the time of a run over a folder of real pictures, decoding and writing with it, over that which its own forward passes
+take in it, and over that of as many plain ones of the same batches, in the same process and in turn with it; medians of five
+rounds, or of one. Batches are those that the command would choose. Then: 20,000 made-up pictures (or COUNT) through a tiny
+network, the pictures/s of the last thousand over those of the first thousand, and the resident memory at these two places.
 """
 
 import sys
@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -27,6 +28,7 @@ from shapleycam.bench.configuration import Configuration, Machine
 from shapleycam.bench.loaded import load
 from shapleycam.bench.planned import Plan, plan
 from shapleycam.bench.run import measured
+from shapleycam.network import cut
 from shapleycam.network.weights import randomise
 
 
@@ -46,18 +48,29 @@ def tiny() -> Model:
     return Model("tiny", module.eval(), preprocess, tuple("abcde"), None, {"gap": "3", "conv": "2"}, "random")
 
 
-def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> tuple[float, int]:
-    """Time of a run over the time of the forward passes that it makes, both in this process, in turn; and its batch."""
+def against_passes(pictures: Path, layer: str, folder: Path, turns: int) -> tuple[float, float, int]:
+    """Time of a run over that of its own passes in it, and over that of plain ones in turn with it; and its batch."""
     configuration = Configuration(models=("efficientnet_lite0",), layers=(layer,))
-    loaded = load("efficientnet_lite0", configuration, Machine())
-    with patch.object(bench, "load", lambda *given: loaded):  # loading is not measured here
+    loaded, call, within = load("efficientnet_lite0", configuration, Machine()), cut.call, 0.0
+
+    def timed(network: nn.Module, images: torch.Tensor) -> Any:
+        nonlocal within
+        start = perf_counter()
+        put_out = call(network, images)
+        within += perf_counter() - start
+        return put_out
+
+    with (
+        patch.object(bench, "load", lambda *given: loaded),
+        patch.object(cut, "call", timed),
+    ):  # loading is not measured
         counted = plan(pictures, folder / "counted", configuration, Machine(channels_last=loaded.channels_last))
         batch, sizes = counted.batch("efficientnet_lite0"), passes(counted)
         machine = replace(counted.machine, batch=str(batch))
         images, rounds = loaded.blank(batch).normal_(), []
         for turn in range(turns):
             steps = measured(plan(pictures, folder / f"run{turn}", configuration, machine))
-            spent = plain = 0.0
+            spent = plain = within = 0.0
             # Batch by batch, for the machine's speed drifts; what is decoded ahead is there long before a batch is done.
             for each in sizes:
                 start = perf_counter()
@@ -67,8 +80,9 @@ def against_own_passes(pictures: Path, layer: str, folder: Path, turns: int) -> 
                     for size in each:
                         loaded.model.module(images[:size])
                 spent, plain = spent + done - start, plain + perf_counter() - done
-            rounds.append(spent / plain)
-    return median(rounds), batch
+            rounds.append((spent / within, spent / plain))
+    own, others = map(median, zip(*rounds, strict=True))
+    return own, others, batch
 
 
 def passes(run: Plan) -> list[list[int]]:
@@ -124,8 +138,11 @@ def main() -> None:
     pictures, count = Path(asked[0]), int(asked[1]) if asked[1:] else 20_000
     with tempfile.TemporaryDirectory() as folder:
         for layer in ("gap", "conv"):
-            ratio, batch = against_own_passes(pictures, layer, Path(folder, layer), turns)
-            print(f"efficientnet_lite0 {layer}, batches of {batch}: {ratio:.2f} of its own passes", flush=True)
+            own, plain, batch = against_passes(pictures, layer, Path(folder, layer), turns)
+            print(
+                f"efficientnet_lite0 {layer}, batches of {batch}: {own:.2f} of its own passes, {plain:.2f} of plain ones",
+                flush=True,
+            )
         speed, before, after = steadiness(count, Path(folder))
         print(
             f"{count} pictures: last over first thousand's pictures/s {speed:.2f}, memory {before:.0f} MiB, then {after:.0f}"

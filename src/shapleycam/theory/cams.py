@@ -34,10 +34,10 @@ def share(w: Maps, a: Maps) -> Weights:
 
 def plus_plus(w: Maps, a: Maps) -> Weights:
     """GradCAM++'s weights: Eq. (19) of Chattopadhyay et al. 2018, with 1e-6 in the divisor."""
-    square = w * w
-    cube = square * w
-    divisor = torch.addcmul(2 * square + 1e-6, a.sum(_positions(a), keepdim=True), cube)
-    return torch.where(w <= 0, 0, cube / divisor).sum(_positions(w), keepdim=True)
+    rising, total = w.relu(), a.sum(_positions(a), keepdim=True)
+    square = rising * rising
+    cube = square * rising
+    return (cube / torch.addcmul(2 * square + 1e-6, total, cube)).sum(_positions(w), keepdim=True)
 
 
 @dataclass(frozen=True)
