@@ -173,8 +173,9 @@ def test_a_picture_that_cannot_be_read_ends_in_1_and_is_named_also_when_the_run_
 ) -> None:
     (shared_pictures / "3.png").write_bytes(b"")
     assert call("--methods", "GradCAM", "--batch", "2") == 1
-    assert "problem: 3.png: expected a picture in" in (said := capsys.readouterr().err)
-    assert "rows without numbers: 1;" in said
+    assert "problem: 3.png: expected a picture in" in (said := capsys.readouterr()).err
+    assert "rows without numbers: 1;" in said.err
+    assert "5 pictures, its one part complete" in said.out
     assert call("--methods", "GradCAM", "--batch", "2") == 1
 
 

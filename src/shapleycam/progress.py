@@ -96,7 +96,8 @@ def _conclusion(planned: Plan, stopped: int) -> int:
         again = f"the same command again goes on from there: {by}shapleycam {shlex.join(sys.argv[1:])}"
         sys.stderr.write(f"{why}; {parts - missing} of {parts} parts are complete, {again}\n")
     else:
-        sys.stdout.write(f"{planned.run}: {len(planned.items)} pictures, all {parts} parts complete\n")
+        whole = "its one part" if parts == 1 else f"all {parts} parts"
+        sys.stdout.write(f"{planned.run}: {len(planned.items)} pictures, {whole} complete\n")
     if errors:
         sys.stderr.write(f"rows without numbers: {errors}; the column status says why\n")
     if planned.machine.engine == "torchrun" and not missing:
