@@ -61,9 +61,9 @@ def against_passes(pictures: Path, layer: str, folder: Path, turns: int) -> tupl
         return put_out
 
     with (
-        patch.object(bench, "load", lambda *given: loaded),
+        patch.object(bench, "load", lambda *given: loaded),  # loading is not measured here
         patch.object(cut, "call", timed),
-    ):  # loading is not measured
+    ):
         counted = plan(pictures, folder / "counted", configuration, Machine(channels_last=loaded.channels_last))
         batch, sizes = counted.batch("efficientnet_lite0"), passes(counted)
         machine = replace(counted.machine, batch=str(batch))
